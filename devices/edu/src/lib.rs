@@ -1,0 +1,1 @@
+//! QEMU's education device: registers, driver, model.

@@ -1,0 +1,1 @@
+//! What every software device needs: config space, BARs, MSI, INTx, DMA, IRQ lines.

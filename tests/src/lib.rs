@@ -1,0 +1,1 @@
+//! What crosses crates: stub and runtime together, hostile peers, the virtual machine.

@@ -1,0 +1,2 @@
+//! The udrv command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The userspace driver runtime: MMIO, DMA, interrupts, guest drivers.

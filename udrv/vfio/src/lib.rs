@@ -1,0 +1,1 @@
+//! Backend over the kernel's VFIO.
