@@ -1,1 +1,17 @@
-//! The userspace driver runtime: MMIO, DMA, interrupts, guest drivers.
+//! The userspace driver runtime: registers, DMA, interrupts and guest drivers over any
+//! [`Backend`](udrv_backend::Backend).
+//!
+//! A driver opens a device by address ([`open`]), reads and writes its registers ([`mmio`]), gives it memory ([`dma`]),
+//! takes its interrupts through an [`irq::IrqDomain`] and is supervised by a [`host::Host`].
+
+pub mod clock;
+pub mod dma;
+pub mod host;
+pub mod irq;
+pub mod mmio;
+// mod open;
+pub mod pci;
+
+// pub use open::open;
+pub use udrv_backend as backend;
+pub use udrv_backend::{Error, Result};
