@@ -7,7 +7,10 @@ use clap::{Parser, Subcommand};
 use std::process::Command;
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Build, demo, test and virtual machine of udrv")]
+#[command(
+    name = "cargo xtask",
+    about = "Build, demo, test and virtual machine of udrv"
+)]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -29,8 +32,27 @@ fn main() -> Result<()> {
 }
 
 fn test() -> Result<()> {
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-    cargo(&["test", "--workspace", "--locked"])
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
+    cargo(&["test", "--workspace", "--locked"])?;
+    cargo(&["build", "--workspace", "--bins", "--locked"])?;
+    let results = vm::run_scenarios(&vm::repo_root())?;
+    let failed: Vec<&str> = results
+        .iter()
+        .filter(|result| matches!(result.outcome, vm::Outcome::Failed(_)))
+        .map(|result| result.name.as_str())
+        .collect();
+    if !failed.is_empty() {
+        bail!("failed in the virtual machine: {}", failed.join(", "));
+    }
+    Ok(())
 }
 
 /// Runs cargo with `args`, inheriting the terminal.

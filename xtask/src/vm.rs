@@ -1,14 +1,97 @@
-//! The virtual machine with a real VFIO host in it.
+//! The virtual machine with a real VFIO host in it: QEMU's full emulation (no KVM needed) boots Debian's stock kernel with an
+//! IOMMU and PCI devices, and inside is the host's own user land, read-only below an overlay.
+//!
+//! Here is the command line. `vm/kernel.rs` gets programs and kernel, `vm/machine.rs` boots them, `vm/init.sh` is the guest's first
+//! process, and `vm/scenarios.rs` runs `tests/vm/NN-name.sh` (one boot for all).
 
-use anyhow::{Result, bail};
+mod kernel;
+mod machine;
+mod scenarios;
+
+pub(crate) use scenarios::{Outcome, run_scenarios};
+
+use anyhow::{Context as _, Result, bail};
+use machine::{Console, Job, shell_quote};
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(clap::Args)]
-pub struct VmArgs {
-    /// Open a shell in the virtual machine.
-    #[arg(long)]
-    pub shell: bool,
+pub(crate) struct VmArgs {
+    /// Open a shell in the virtual machine (Ctrl-A x ends the machine).
+    #[arg(long, conflicts_with = "command")]
+    shell: bool,
+    /// How long boot and command may take together, in seconds (a shell may take forever).
+    #[arg(long, default_value_t = 300, value_name = "SECS")]
+    timeout: u64,
+    /// The command to run in the virtual machine, as root, in the repository's folder; its exit status is passed on.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
 }
 
-pub fn run(_args: &VmArgs) -> Result<()> {
-    bail!("the virtual machine is not built yet")
+/// `cargo xtask vm`: a shell or one command. Ends the process with the guest command's exit status if that is not 0.
+pub(crate) fn run(args: &VmArgs) -> Result<()> {
+    let repo = repo_root();
+    let (console, script) = if args.shell {
+        (Console::Interactive, shell_script())
+    } else if args.command.is_empty() {
+        bail!("what should run in the virtual machine? Give `--shell`, or a command after `--`");
+    } else {
+        (
+            Console::Output(Duration::from_secs(args.timeout)),
+            command_script(&args.command),
+        )
+    };
+    let cache = machine::target_dir(&repo)?.join("vm");
+    let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
+    let job = Job::new(&repo, &kernel, &script)?;
+    let end = job.boot(console, |output| {
+        let mut stdout = std::io::stdout();
+        stdout
+            .write_all(output)
+            .and_then(|()| stdout.flush())
+            .context("cannot write the guest's output")
+    })?;
+    match end.status {
+        Some(0) => Ok(()),
+        Some(status) => std::process::exit(status),
+        None if args.shell => Ok(()), // left by Ctrl-A x
+        None => bail!("{}\n{}", end.why(), job.log_tail()),
+    }
+}
+
+/// The repository this xtask belongs to.
+pub(crate) fn repo_root() -> PathBuf {
+    let xtask =
+        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let xtask = PathBuf::from(xtask);
+    xtask.parent().map_or_else(|| xtask.clone(), PathBuf::from)
+}
+
+fn command_script(command: &[String]) -> String {
+    let words: Vec<String> = command.iter().map(|word| shell_quote(word)).collect();
+    format!(
+        "stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n{}\n",
+        words.join(" ")
+    )
+}
+
+/// A login-like shell on the serial console, as large as the terminal it is shown in.
+fn shell_script() -> String {
+    let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".into());
+    let size = std::process::Command::new("stty")
+        .arg("size")
+        .stdin(std::process::Stdio::inherit())
+        .output();
+    let size = size
+        .map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
+        .unwrap_or_default();
+    let resize = match size.split_once(' ') {
+        Some((rows, columns)) => format!("stty -F /dev/ttyS0 rows {rows} cols {columns}\n"),
+        None => String::new(),
+    };
+    format!(
+        "{resize}export TERM={}\nexec setsid --ctty --wait bash -i </dev/ttyS0 >/dev/ttyS0 2>&1\n",
+        shell_quote(&term)
+    )
 }

@@ -1,0 +1,56 @@
+# Helpers for the scenarios, which run as root inside the virtual machine (`cargo xtask vm`), each in a shell of its own:
+#   . "$(dirname "$0")/lib.sh"
+# A scenario passes by exit 0, is skipped by `skip REASON`, and fails by anything else. It may ask for another deadline than 60 s
+# with a line `# deadline: SECONDS`. It must not wait by sleeping: `within` waits for a condition, with a deadline.
+set -eu
+
+# fail REASON: ends the scenario as failed
+fail() {
+    echo "FAIL: $*" >&2
+    exit 1
+}
+
+# skip REASON: ends the scenario as skipped; before any other output
+skip() {
+    echo "SKIP: $*"
+    exit 77
+}
+
+# bdfs_of VENDOR:DEVICE: the addresses (0000:00:04.0) of all such PCI devices, lowest first, one a line
+bdfs_of() {
+    for dev in /sys/bus/pci/devices/*; do
+        if [ "$(cat "$dev/vendor"):$(cat "$dev/device")" = "0x${1%:*}:0x${1#*:}" ]; then
+            echo "${dev##*/}"
+        fi
+    done
+}
+
+# bdf_of VENDOR:DEVICE [N]: the address of the Nth such device, of the first without N
+bdf_of() {
+    bdf=$(bdfs_of "$1" | sed -n "${2:-1}p")
+    [ -n "$bdf" ] || fail "no PCI device $1 (number ${2:-1})"
+    echo "$bdf"
+}
+
+# driver_of BDF: the kernel driver bound to it, or "none"
+driver_of() {
+    if link=$(readlink "/sys/bus/pci/devices/$1/driver"); then echo "${link##*/}"; else echo none; fi
+}
+
+# group_of BDF: the number of its IOMMU group
+group_of() {
+    link=$(readlink "/sys/bus/pci/devices/$1/iommu_group") || fail "$1 has no IOMMU group"
+    echo "${link##*/}"
+}
+
+# within SECONDS COMMAND...: retries the command until it succeeds; fails when it has not by then
+within() {
+    limit=$1
+    shift
+    read -r up _ </proc/uptime
+    end=$((${up%.*} + limit))
+    until "$@"; do
+        read -r up _ </proc/uptime
+        [ "${up%.*}" -lt "$end" ] || fail "not within $limit s: $*"
+    done
+}
