@@ -1,5 +1,6 @@
 //! `cargo xtask demo | test | vm`: everything a newcomer or CI runs.
 
+mod demo;
 mod vm;
 
 use anyhow::{Context as _, Result, bail};
@@ -18,6 +19,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Show the kit at work: a device in one process, its driver in another.
+    Demo,
     /// Run every check and test, the virtual machine included (what CI runs).
     Test,
     /// Boot the virtual machine.
@@ -26,6 +29,7 @@ enum Task {
 
 fn main() -> Result<()> {
     match Cli::parse().task {
+        Task::Demo => demo::run(),
         Task::Test => test(),
         Task::Vm(args) => vm::run(&args),
     }

@@ -8,6 +8,7 @@ mod kernel;
 mod machine;
 mod scenarios;
 
+pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{Outcome, run_scenarios};
 
 use anyhow::{Context as _, Result, bail};

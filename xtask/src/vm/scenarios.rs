@@ -201,11 +201,11 @@ fn report_unfinished(
     scenarios: &[Scenario],
     results: &mut Vec<ScenarioResult>,
 ) {
-    if results.len() == scenarios.len() {
-        if let Some(last) = results.last_mut() {
-            last.outcome = Outcome::Failed(format!("afterwards: {}", end.why()));
-            report(last);
-        }
+    if results.len() == scenarios.len()
+        && let Some(last) = results.last_mut()
+    {
+        last.outcome = Outcome::Failed(format!("afterwards: {}", end.why()));
+        report(last);
     }
     for scenario in scenarios.iter().skip(results.len()) {
         let outcome = Outcome::Failed(end.why());
