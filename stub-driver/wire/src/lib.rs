@@ -15,17 +15,14 @@
 //!
 //! All integers are in the byte order of the host ("Protocol Specification"), all sizes in bytes.
 #![forbid(unsafe_code)]
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects,
-        clippy::as_conversions,
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::unreachable
-    )
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unreachable
 )]
 
 mod codec;
@@ -48,10 +45,12 @@ pub use error::{Expected, WireError};
 pub use header::{Command, HEADER_SIZE, Header, HeaderError, MessageKind};
 pub use irq::{DeviceGetIrqInfo, DeviceSetIrqs, IrqAction, IrqData, IrqFlags, IrqInfo};
 pub use region::{
-    DeviceGetRegionInfo, DeviceGetRegionIoFds, IoFdSubRegion, RegionFlags, RegionInfo, RegionInfoReply, RegionIoFds, SparseArea,
+    DeviceGetRegionInfo, DeviceGetRegionIoFds, IoFdSubRegion, RegionFlags, RegionInfo,
+    RegionInfoReply, RegionIoFds, SparseArea,
 };
 pub use region_io::{
-    MultiWrite, RegionData, RegionRead, RegionWrite, RegionWriteMulti, RegionWriteMultiReply, RegionWriteReply,
+    MultiWrite, RegionData, RegionRead, RegionWrite, RegionWriteMulti, RegionWriteMultiReply,
+    RegionWriteReply,
 };
 pub use request::Request;
 pub use version::{Capabilities, TwinSocket, Version};
@@ -71,6 +70,10 @@ impl Default for Limits {
     /// The defaults of the capabilities table ("`VFIO_USER_VERSION`"): 1 MiB of data, one file descriptor; a message is as long as
     /// the header, the 16 bytes of a REGION_WRITE and that data.
     fn default() -> Self {
-        Self { max_data_xfer_size: 0x10_0000, max_message_size: 0x10_0020, max_msg_fds: 1 }
+        Self {
+            max_data_xfer_size: 0x10_0000,
+            max_message_size: 0x10_0020,
+            max_msg_fds: 1,
+        }
     }
 }
