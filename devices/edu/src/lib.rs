@@ -1,1 +1,8 @@
-//! QEMU's education device: registers, driver, model.
+//! QEMU's education device (QEMU documentation, "EDU device"): registers, driver, model.
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "driver")]
+pub mod driver;
+#[cfg(feature = "model")]
+pub mod model;
+pub mod registers;

@@ -1,0 +1,211 @@
+//! The rules of docs/irq-semantics.md, each in every delivery, on the edu model in this process.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+use udrv::clock::Deadline;
+use udrv::irq::{Delivery, IrqDomain, IrqReturn, Registration};
+use udrv_backend::{AnyBackend, Error, IrqIndex};
+
+const DELIVERIES: [Delivery; 2] = [Delivery::Thread, Delivery::Signal];
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(10))
+}
+
+struct Counted {
+    device: AnyBackend,
+    domain: IrqDomain,
+    irq: Registration,
+    runs: Arc<AtomicU64>,
+}
+
+/// A device whose MSI counts its deliveries.
+fn counted(delivery: Delivery) -> Counted {
+    let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+    let domain = IrqDomain::new(delivery).expect("a domain");
+    let runs = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&runs);
+    let handler = move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        IrqReturn::Handled
+    };
+    let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
+    Counted { device, domain, irq, runs }
+}
+
+impl Counted {
+    fn fire(&self) {
+        self.device.fire_irq(IrqIndex::MSI, 0).expect("fire");
+    }
+    fn runs(&self) -> u64 {
+        self.runs.load(Ordering::SeqCst)
+    }
+    fn wait_raised(&self, count: u64) {
+        // Raised is counted when the mark is set, so it can be waited for without a delivery.
+        let reached = || {
+            self.domain.deliver();
+            Ok(self.irq.stats().raised >= count)
+        };
+        soon().poll("the mark", reached).expect("marked");
+    }
+}
+
+#[test]
+fn signal_without_section_is_delivered() {
+    for delivery in DELIVERIES {
+        let it = counted(delivery);
+        it.fire();
+        it.domain.wait("delivery", soon(), || it.runs() == 1).expect("delivered");
+    }
+}
+
+#[test]
+fn signals_in_section_are_delivered_once_at_its_end() {
+    for delivery in DELIVERIES {
+        let it = counted(delivery);
+        it.domain.off(|_| {
+            it.domain.off(|_| {
+                for _ in 0..5 {
+                    it.fire();
+                }
+                it.wait_raised(5);
+            });
+            assert_eq!(it.runs(), 0, "{delivery:?}: inner section's end must deliver nothing");
+        });
+        assert_eq!(it.runs(), 1, "{delivery:?}: merged into one, before the section's end returned");
+        assert_eq!(it.irq.stats().raised, 5);
+    }
+}
+
+#[test]
+fn section_that_panics_is_closed() {
+    for delivery in DELIVERIES {
+        let it = counted(delivery);
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            it.domain.off(|_| -> () { std::panic::resume_unwind(Box::new("inside")) });
+        }));
+        assert!(panicked.is_err());
+        it.fire();
+        it.domain.wait("delivery", soon(), || it.runs() == 1).expect("delivered after the panic");
+    }
+}
+
+#[test]
+fn section_on_another_thread_holds_handlers_back() {
+    let it = counted(Delivery::Thread);
+    let (opened, is_open) = mpsc::channel();
+    let (close, may_close) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let domain = it.domain.clone();
+        let other = scope.spawn(move || {
+            domain.off(|_| {
+                opened.send(()).expect("opened");
+                may_close.recv_timeout(Duration::from_secs(10)).expect("told to close");
+            });
+        });
+        is_open.recv_timeout(Duration::from_secs(10)).expect("the section opens");
+        it.fire();
+        it.wait_raised(1);
+        assert_eq!(it.runs(), 0);
+        close.send(()).expect("close");
+        other.join().expect("the other thread");
+    });
+    assert_eq!(it.runs(), 1);
+}
+
+#[test]
+fn disabled_source_keeps_its_signal_until_the_last_enable() {
+    for delivery in DELIVERIES {
+        let it = counted(delivery);
+        it.irq.disable().expect("disable");
+        it.irq.disable_nosync();
+        it.fire();
+        it.wait_raised(1);
+        it.irq.enable();
+        assert_eq!((it.runs(), it.irq.is_pending()), (0, true), "{delivery:?}");
+        it.irq.enable();
+        it.domain.wait("delivery", soon(), || it.runs() == 1).expect("delivered");
+    }
+}
+
+#[test]
+fn dropped_registration_waits_for_its_handler() {
+    let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+    let domain = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let (entered, is_inside) = mpsc::channel();
+    let (leave, may_leave) = mpsc::channel::<()>();
+    let finished = Arc::new(AtomicU64::new(0));
+    let finish = Arc::clone(&finished);
+    let handler = move |_| {
+        let _seen = entered.send(());
+        let _told = may_leave.recv_timeout(Duration::from_secs(10));
+        finish.store(1, Ordering::SeqCst);
+        IrqReturn::Handled
+    };
+    let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
+    device.fire_irq(IrqIndex::MSI, 0).expect("fire");
+    is_inside.recv_timeout(Duration::from_secs(10)).expect("the handler runs");
+    let dropper = std::thread::spawn(move || drop(irq));
+    leave.send(()).expect("leave");
+    dropper.join().expect("the drop returns");
+    assert_eq!(finished.load(Ordering::SeqCst), 1, "the drop returned before the handler");
+}
+
+#[test]
+fn disable_from_its_own_handler_is_an_error() {
+    let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+    let domain = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let (tell, told) = mpsc::channel();
+    let own = Arc::new(std::sync::OnceLock::<Registration>::new());
+    let seen = Arc::clone(&own);
+    let handler = move |_| {
+        let refused = matches!(seen.get().map(Registration::disable), Some(Err(Error::NotSupported { .. })));
+        let _told = tell.send(refused);
+        IrqReturn::Handled
+    };
+    let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
+    assert!(own.set(irq).is_ok());
+    device.fire_irq(IrqIndex::MSI, 0).expect("fire");
+    assert!(told.recv_timeout(Duration::from_secs(10)).expect("the handler ends"), "disable must refuse");
+}
+
+#[test]
+fn panicking_handler_is_retired_and_its_neighbour_goes_on() {
+    let it = counted(Delivery::Thread);
+    let other: AnyBackend = Arc::new(udrv_edu::model::edu());
+    let bad = it
+        .domain
+        .register(&other, IrqIndex::MSI, 0, |_| std::panic::resume_unwind(Box::new("a bug")))
+        .expect("a registration");
+    other.fire_irq(IrqIndex::MSI, 0).expect("fire");
+    it.domain.wait("the panic", soon(), || bad.stats().delivered == 1).expect("it ran once");
+    other.fire_irq(IrqIndex::MSI, 0).expect("fire again");
+    it.fire();
+    it.domain.wait("delivery", soon(), || it.runs() == 1).expect("the neighbour is served");
+    assert_eq!(bad.stats().delivered, 1);
+}
+
+#[test]
+fn level_line_still_asserted_after_its_handler_is_delivered_again() {
+    use udrv_backend::{RegionIndex, Width};
+    for delivery in DELIVERIES {
+        let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let runs = Arc::new(AtomicU64::new(0));
+        let (count, line) = (Arc::clone(&runs), Arc::clone(&device));
+        let handler = move |_| {
+            // Only the second run acknowledges: the first leaves the line asserted.
+            if count.fetch_add(1, Ordering::SeqCst) == 1 {
+                line.write(RegionIndex::BAR0, 0x64, Width::Bits32, 1).expect("acknowledge");
+            }
+            IrqReturn::Handled
+        };
+        let _irq = domain.register(&device, IrqIndex::INTX, 0, handler).expect("a registration");
+        device.write(RegionIndex::BAR0, 0x60, Width::Bits32, 1).expect("raise");
+        domain.wait("two deliveries", soon(), || runs.load(Ordering::SeqCst) == 2).expect("delivered again");
+        domain.deliver();
+        assert_eq!(runs.load(Ordering::SeqCst), 2, "{delivery:?}: quiet once acknowledged");
+    }
+}
