@@ -17,9 +17,12 @@ skip() {
 }
 
 # bdfs_of VENDOR:DEVICE: the addresses (0000:00:04.0) of all such PCI devices, lowest first, one a line
+# (a process costs much under emulation, so this starts none)
 bdfs_of() {
     for dev in /sys/bus/pci/devices/*; do
-        if [ "$(cat "$dev/vendor"):$(cat "$dev/device")" = "0x${1%:*}:0x${1#*:}" ]; then
+        read -r vendor <"$dev/vendor"
+        read -r device <"$dev/device"
+        if [ "$vendor:$device" = "0x${1%:*}:0x${1#*:}" ]; then
             echo "${dev##*/}"
         fi
     done

@@ -235,7 +235,7 @@ impl<'a> Job<'a> {
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
         let tail = lines
-            .get(lines.len().saturating_sub(30)..)
+            .get(lines.len().saturating_sub(60)..)
             .unwrap_or_default()
             .join("\n");
         format!(

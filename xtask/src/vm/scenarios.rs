@@ -264,3 +264,32 @@ fn summarize(results: &[ScenarioResult], time: Duration) {
         time.as_secs_f64()
     );
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn judge_exit_77_without_a_reason_fails() {
+        assert!(matches!(
+            judge(77, 60, "some output\nSKIP: too late\n"),
+            Outcome::Failed(_)
+        ));
+    }
+
+    #[test]
+    fn judge_exit_77_with_a_reason_is_skipped() {
+        assert!(
+            matches!(judge(77, 60, "SKIP: no device\n"), Outcome::Skipped(reason) if reason == "no device")
+        );
+    }
+
+    #[test]
+    fn judge_a_reason_without_exit_77_is_not_skipped() {
+        assert!(matches!(judge(0, 60, "SKIP: no device\n"), Outcome::Passed));
+        assert!(matches!(
+            judge(1, 60, "SKIP: no device\n"),
+            Outcome::Failed(_)
+        ));
+    }
+}
