@@ -87,7 +87,7 @@ impl Host {
                     Ended::Panicked(text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default())
                 }
             };
-            if let Err(error) = pci::quiesce(&device) {
+            if let Err(error) = pci::quiesce(&*device) {
                 tracing::warn!(%error, device = device.info().address, "quiescing after the driver");
             }
             ended

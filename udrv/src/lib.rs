@@ -9,9 +9,10 @@ pub mod dma;
 pub mod host;
 pub mod irq;
 pub mod mmio;
-// mod open;
-pub mod pci;
+mod open;
+pub mod vfio_user;
 
-// pub use open::open;
+pub use open::open;
 pub use udrv_backend as backend;
+pub use udrv_backend::pci;
 pub use udrv_backend::{Error, Result};

@@ -4,9 +4,12 @@
 //! size is part of the type and the bounds check of a constant offset folds away.
 #![expect(unsafe_code, reason = "device memory is reached through raw pointers; each is bounds-checked here")]
 
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
 use std::sync::Arc;
 use udrv_backend::register::{Readable, ReadableWithEffect, Register, Value, Word, Writable};
-use udrv_backend::{Backend, Error, MappedMemory, RegionIndex, RegionInfo, Result, SparseArea};
+use udrv_backend::{Backend, Error, RegionIndex, RegionInfo, Result, SparseArea};
 use volatile::VolatilePtr;
 
 /// Access to one region.
@@ -74,12 +77,11 @@ impl<B: Backend + ?Sized> Io for ByMessage<B> {
 
 /// The first `SIZE` bytes of a region, mapped into this process.
 pub struct Mapped<const SIZE: usize> {
-    base: std::ptr::NonNull<u8>,
+    base: NonNull<u8>,
     region: RegionIndex,
-    _memory: Box<dyn MappedMemory>,
 }
 
-// SAFETY: the pointer is only used for volatile accesses to memory that `_memory`, itself Send, keeps mapped.
+// SAFETY: the pointer is only used for volatile accesses to memory that this value keeps mapped until it is dropped.
 unsafe impl<const SIZE: usize> Send for Mapped<SIZE> {}
 // SAFETY: volatile accesses to device memory carry no Rust-level exclusivity; the device orders them.
 unsafe impl<const SIZE: usize> Sync for Mapped<SIZE> {}
@@ -88,7 +90,7 @@ impl<const SIZE: usize> Mapped<SIZE> {
     /// Maps the start of a region; `None` if the backend cannot map it.
     ///
     /// # Errors
-    /// As [`udrv_backend::MapRegion::map_region`]; [`Error::OutOfRegion`] if less than `SIZE` bytes were mapped.
+    /// As [`udrv_backend::MapRegion::region_file`]; [`Error::Os`] if the kernel refuses the mapping.
     pub fn map(backend: &(impl Backend + ?Sized), region: RegionIndex) -> Result<Option<Self>> {
         let info = backend.region(region)?;
         let wanted = SparseArea { offset: 0, size: SIZE as u64 };
@@ -96,11 +98,14 @@ impl<const SIZE: usize> Mapped<SIZE> {
         let Some(mapper) = backend.mappable().filter(|_| info.mappable.iter().any(fits)) else {
             return Ok(None);
         };
-        let memory = mapper.map_region(region, wanted)?;
-        if memory.len() < SIZE || !memory.base().cast::<u64>().is_aligned() {
-            return Err(Error::OutOfRegion { region, offset: 0, length: wanted.size, size: memory.len() as u64 });
-        }
-        Ok(Some(Self { base: memory.base(), region, _memory: memory }))
+        let file = mapper.region_file(region)?;
+        let os = |errno: nix::errno::Errno| Error::os(format!("mapping {SIZE:#x} bytes of {region}"), errno);
+        let length = NonZeroUsize::new(SIZE).ok_or(os(nix::errno::Errno::EINVAL))?;
+        let offset = i64::try_from(file.offset).map_err(|_| os(nix::errno::Errno::EOVERFLOW))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new shared mapping at an address the kernel chooses replaces nothing.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file.file, offset) }.map_err(os)?;
+        Ok(Some(Self { base: base.cast(), region }))
     }
 
     #[inline(always)]
@@ -117,9 +122,18 @@ impl<const SIZE: usize> Mapped<SIZE> {
         }
         // SAFETY: `offset + width <= SIZE` was checked, and `map` checked that SIZE bytes are mapped.
         let at = unsafe { self.base.add(offset as usize) }.cast::<W>();
-        // SAFETY: in bounds as above; aligned, since base is 8-byte aligned and offset a multiple of the width; W is an
+        // SAFETY: in bounds as above; aligned, since base is page aligned and offset a multiple of the width; W is an
         // integer, valid for every bit pattern; the mapping lives as long as `self`.
         Ok(unsafe { VolatilePtr::new(at) })
+    }
+}
+
+impl<const SIZE: usize> Drop for Mapped<SIZE> {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made in `map`; no pointer into it outlives `self`.
+        if let Err(errno) = unsafe { munmap(self.base.cast(), SIZE) } {
+            tracing::error!(%errno, region = %self.region, "unmapping a region");
+        }
     }
 }
 

@@ -7,15 +7,11 @@ use udrv_backend::{AnyBackend, Error, Result};
 /// Opens `pci:BDF` (kernel VFIO, in this process) or `unix:PATH` (the stub, or any vfio-user server).
 ///
 /// # Errors
-/// [`Error::Protocol`] for an address of another form; what the backend says otherwise.
+/// [`Error::BadAddress`] for an address of another form; what the backend says otherwise.
 pub fn open(address: &str) -> Result<AnyBackend> {
     match address.split_once(':') {
-        Some(("pci", bdf)) => Ok(Arc::new(udrv_vfio::VfioBackend::open(bdf)?)),
+        Some(("pci", bdf)) => Ok(Arc::new(udrv_vfio::VfioBackend::open(bdf.parse()?)?)),
         Some(("unix", path)) => Ok(Arc::new(crate::vfio_user::Client::connect(Path::new(path))?)),
-        _ => Err(Error::Protocol {
-            peer: "the command line".into(),
-            found: format!("device address `{address}`"),
-            expected: "pci:DDDD:BB:DD.F, unix:PATH or model:edu".into(),
-        }),
+        _ => Err(Error::BadAddress { given: address.into(), expected: "pci:DDDD:BB:DD.F, unix:PATH or model:edu" }),
     }
 }

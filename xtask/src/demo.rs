@@ -80,10 +80,8 @@ fn start_stub(binaries: &Path, sockets: &Path) -> Result<Stub> {
 
 fn udrv(binaries: &Path, arguments: &[&str]) -> Result<()> {
     let program = binaries.join("udrv");
-    let status = Command::new(&program)
-        .args(arguments)
-        .status()
-        .with_context(|| format!("starting {}", program.display()))?;
+    let status =
+        Command::new(&program).args(arguments).status().with_context(|| format!("starting {}", program.display()))?;
     if !status.success() {
         bail!("udrv {} failed ({status})", arguments.join(" "));
     }

@@ -8,10 +8,7 @@ use clap::{Parser, Subcommand};
 use std::process::Command;
 
 #[derive(Parser)]
-#[command(
-    name = "cargo xtask",
-    about = "Build, demo, test and virtual machine of udrv"
-)]
+#[command(name = "cargo xtask", about = "Build, demo, test and virtual machine of udrv")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -36,15 +33,7 @@ fn main() -> Result<()> {
 }
 
 fn test() -> Result<()> {
-    cargo(&[
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--locked",
-        "--",
-        "-D",
-        "warnings",
-    ])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     cargo(&["test", "--workspace", "--locked"])?;
     cargo(&["build", "--workspace", "--bins", "--locked"])?;
     let results = vm::run_scenarios(&vm::repo_root())?;

@@ -38,20 +38,14 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     } else if args.command.is_empty() {
         bail!("what should run in the virtual machine? Give `--shell`, or a command after `--`");
     } else {
-        (
-            Console::Output(Duration::from_secs(args.timeout)),
-            command_script(&args.command),
-        )
+        (Console::Output(Duration::from_secs(args.timeout)), command_script(&args.command))
     };
     let cache = machine::target_dir(&repo)?.join("vm");
     let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
     let job = Job::new(&repo, &kernel, &script)?;
     let end = job.boot(console, |output| {
         let mut stdout = std::io::stdout();
-        stdout
-            .write_all(output)
-            .and_then(|()| stdout.flush())
-            .context("cannot write the guest's output")
+        stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
     })?;
     match end.status {
         Some(0) => Ok(()),
@@ -63,30 +57,21 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
 
 /// The repository this xtask belongs to.
 pub(crate) fn repo_root() -> PathBuf {
-    let xtask =
-        std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    let xtask = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     let xtask = PathBuf::from(xtask);
     xtask.parent().map_or_else(|| xtask.clone(), PathBuf::from)
 }
 
 fn command_script(command: &[String]) -> String {
     let words: Vec<String> = command.iter().map(|word| shell_quote(word)).collect();
-    format!(
-        "stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n{}\n",
-        words.join(" ")
-    )
+    format!("stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n{}\n", words.join(" "))
 }
 
 /// A login-like shell on the serial console, as large as the terminal it is shown in.
 fn shell_script() -> String {
     let term = std::env::var("TERM").unwrap_or_else(|_| "dumb".into());
-    let size = std::process::Command::new("stty")
-        .arg("size")
-        .stdin(std::process::Stdio::inherit())
-        .output();
-    let size = size
-        .map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned())
-        .unwrap_or_default();
+    let size = std::process::Command::new("stty").arg("size").stdin(std::process::Stdio::inherit()).output();
+    let size = size.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned()).unwrap_or_default();
     let resize = match size.split_once(' ') {
         Some((rows, columns)) => format!("stty -F /dev/ttyS0 rows {rows} cols {columns}\n"),
         None => String::new(),

@@ -37,7 +37,7 @@ impl<I: Io + 'static> Edu<I> {
     /// # Errors
     /// [`Error::Protocol`] if the device is no edu; what the backend says otherwise.
     pub fn attach(device: &AnyBackend, io: I, irqs: &IrqDomain, irq: IrqIndex) -> Result<Self> {
-        let config = Config::new(Arc::clone(device));
+        let config = Config::new(&**device);
         let (vendor, id) = config.id()?;
         if (vendor, id) != (VENDOR, DEVICE) {
             return Err(Error::Protocol {
@@ -177,9 +177,8 @@ impl<I: Io + 'static> Edu<I> {
         self.io.write(DMA_COMMAND, command)?;
         self.wait("the end of a DMA transfer", InterruptStatus::DMA)?;
         // The interrupt is raised with START already clear; a device that lies would corrupt the next transfer.
-        Deadline::after(PATIENCE).poll("DMA command START going to 0", || {
-            Ok(!self.io.read(DMA_COMMAND)?.contains(DmaCommand::START))
-        })
+        Deadline::after(PATIENCE)
+            .poll("DMA command START going to 0", || Ok(!self.io.read(DMA_COMMAND)?.contains(DmaCommand::START)))
     }
 }
 
@@ -252,10 +251,10 @@ impl Driver for Tour {
         let available = |index: &IrqIndex| context.device.irq(*index).is_ok_and(|irq| irq.count > 0);
         let irq = match config.irq {
             Some(irq) => irq,
-            None => [IrqIndex::MSI, IrqIndex::INTX].into_iter().find(available).ok_or(Error::NotSupported {
-                what: "an interrupt",
-                by: context.device.info().address.clone(),
-            })?,
+            None => [IrqIndex::MSI, IrqIndex::INTX]
+                .into_iter()
+                .find(available)
+                .ok_or(Error::NotSupported { what: "an interrupt", by: context.device.info().address.clone() })?,
         };
         let window = Window::open(&context.device, RegionIndex::BAR0)?;
         let mapped = matches!(window, Window::Mapped(_));

@@ -63,7 +63,9 @@ impl Lines {
     }
 
     fn signal_pin(&mut self) {
-        if self.level && !self.masked && self.messages.iter().all(Option::is_none)
+        if self.level
+            && !self.masked
+            && self.messages.iter().all(Option::is_none)
             && let Some(sink) = &mut self.pin
         {
             self.masked = true;
@@ -72,8 +74,7 @@ impl Lines {
     }
 
     pub(crate) fn set(&mut self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
-        let sinks: Vec<_> =
-            triggers.iter().map(|trigger| trigger.map(Sink::new).transpose()).collect::<Result<_>>()?;
+        let sinks: Vec<_> = triggers.iter().map(|trigger| trigger.map(Sink::new).transpose()).collect::<Result<_>>()?;
         for (vector, sink) in (start as usize..).zip(sinks) {
             if index == IrqIndex::INTX {
                 self.pin = sink;

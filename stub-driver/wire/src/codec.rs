@@ -24,62 +24,28 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     /// A payload whose fixed part is `needed` bytes; more may follow.
-    pub(crate) fn new(
-        command: Command,
-        payload: &'a [u8],
-        needed: usize,
-    ) -> Result<Self, WireError> {
-        let reader = Self {
-            command,
-            needed,
-            len: payload.len(),
-            rest: payload,
-        };
-        if payload.len() < needed {
-            Err(reader.short())
-        } else {
-            Ok(reader)
-        }
+    pub(crate) fn new(command: Command, payload: &'a [u8], needed: usize) -> Result<Self, WireError> {
+        let reader = Self { command, needed, len: payload.len(), rest: payload };
+        if payload.len() < needed { Err(reader.short()) } else { Ok(reader) }
     }
 
     /// A payload of exactly `len` bytes.
-    pub(crate) fn exact(
-        command: Command,
-        payload: &'a [u8],
-        len: usize,
-    ) -> Result<Self, WireError> {
+    pub(crate) fn exact(command: Command, payload: &'a [u8], len: usize) -> Result<Self, WireError> {
         let reader = Self::new(command, payload, len)?;
-        if payload.len() > len {
-            Err(reader.bad_len(len))
-        } else {
-            Ok(reader)
-        }
+        if payload.len() > len { Err(reader.bad_len(len)) } else { Ok(reader) }
     }
 
     fn short(&self) -> WireError {
-        WireError::invalid(
-            self.command,
-            "payload length",
-            wide(self.len),
-            Expected::AtLeast(wide(self.needed)),
-        )
+        WireError::invalid(self.command, "payload length", wide(self.len), Expected::AtLeast(wide(self.needed)))
     }
 
     /// The payload should have been `expected` bytes long.
     pub(crate) fn bad_len(&self, expected: usize) -> WireError {
-        WireError::invalid(
-            self.command,
-            "payload length",
-            wide(self.len),
-            Expected::Exactly(wide(expected)),
-        )
+        WireError::invalid(self.command, "payload length", wide(self.len), Expected::Exactly(wide(expected)))
     }
 
     pub(crate) fn array<const N: usize>(&mut self) -> Result<[u8; N], WireError> {
-        let (head, tail) = self
-            .rest
-            .split_first_chunk::<N>()
-            .ok_or_else(|| self.short())?;
+        let (head, tail) = self.rest.split_first_chunk::<N>().ok_or_else(|| self.short())?;
         self.rest = tail;
         Ok(*head)
     }
@@ -100,12 +66,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn argsz(&mut self, least: u32) -> Result<u32, WireError> {
         let argsz = self.u32()?;
         if argsz < least {
-            return Err(WireError::invalid(
-                self.command,
-                "argsz",
-                argsz,
-                Expected::AtLeast(least.into()),
-            ));
+            return Err(WireError::invalid(self.command, "argsz", argsz, Expected::AtLeast(least.into())));
         }
         Ok(argsz)
     }

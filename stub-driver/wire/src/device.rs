@@ -50,18 +50,11 @@ pub struct DeviceFeature<'a> {
 impl DeviceGetInfo {
     pub(crate) fn decode(payload: &[u8]) -> Result<Self, WireError> {
         let mut r = Reader::new(Command::DEVICE_GET_INFO, payload, 16)?;
-        Ok(Self {
-            argsz: r.argsz(INFO_SIZE)?,
-        })
+        Ok(Self { argsz: r.argsz(INFO_SIZE)? })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(self.argsz)
-            .u32(0)
-            .u32(0)
-            .u32(0)
-            .done()
+        Writer::default().u32(self.argsz).u32(0).u32(0).u32(0).done()
     }
 }
 
@@ -70,21 +63,12 @@ impl DeviceInfo {
     pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
         let mut r = Reader::new(Command::DEVICE_GET_INFO, payload, 16)?;
         r.argsz(INFO_SIZE)?;
-        Ok(Self {
-            flags: DeviceFlags::from_bits_retain(r.u32()?),
-            num_regions: r.u32()?,
-            num_irqs: r.u32()?,
-        })
+        Ok(Self { flags: DeviceFlags::from_bits_retain(r.u32()?), num_regions: r.u32()?, num_irqs: r.u32()? })
     }
 
     /// The payload of a DEVICE_GET_INFO reply.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(INFO_SIZE)
-            .u32(self.flags.bits())
-            .u32(self.num_regions)
-            .u32(self.num_irqs)
-            .done()
+        Writer::default().u32(INFO_SIZE).u32(self.flags.bits()).u32(self.num_regions).u32(self.num_irqs).done()
     }
 }
 
@@ -92,19 +76,11 @@ impl<'a> DeviceFeature<'a> {
     /// Reads the payload of a DEVICE_FEATURE request or reply.
     pub fn decode(payload: &'a [u8]) -> Result<Self, WireError> {
         let mut r = Reader::new(Command::DEVICE_FEATURE, payload, 8)?;
-        Ok(Self {
-            argsz: r.argsz(8)?,
-            flags: r.u32()?,
-            data: r.rest(),
-        })
+        Ok(Self { argsz: r.argsz(8)?, flags: r.u32()?, data: r.rest() })
     }
 
     /// The payload of a DEVICE_FEATURE request or reply.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(self.argsz)
-            .u32(self.flags)
-            .bytes(self.data)
-            .done()
+        Writer::default().u32(self.argsz).u32(self.flags).bytes(self.data).done()
     }
 }

@@ -77,20 +77,12 @@ pub struct DmaWriteReply {
 }
 
 /// Refuses a range whose last byte lies beyond `u64::MAX`. A range that ends exactly there is one a device can address.
-fn check_range(
-    command: Command,
-    field: &'static str,
-    start: u64,
-    size: u64,
-) -> Result<(), WireError> {
+fn check_range(command: Command, field: &'static str, start: u64, size: u64) -> Result<(), WireError> {
     match size.checked_sub(1).and_then(|last| start.checked_add(last)) {
         Some(_) => Ok(()),
-        None => Err(WireError::invalid(
-            command,
-            field,
-            size,
-            Expected::Rule("not 0, and no wrap past the last address"),
-        )),
+        None => {
+            Err(WireError::invalid(command, field, size, Expected::Rule("not 0, and no wrap past the last address")))
+        }
     }
 }
 
@@ -100,39 +92,17 @@ impl DmaMap {
         r.argsz(MAP_SIZE)?;
         let flags = r.u32()?;
         let (offset, iova, size) = (r.u64()?, r.u64()?, r.u64()?);
-        let flags = DmaFlags::from_bits(flags).ok_or_else(|| {
-            WireError::invalid(
-                r.command,
-                "flags",
-                flags,
-                Expected::Rule("bits 0 and 1 only"),
-            )
-        })?;
+        let flags = DmaFlags::from_bits(flags)
+            .ok_or_else(|| WireError::invalid(r.command, "flags", flags, Expected::Rule("bits 0 and 1 only")))?;
         check_range(r.command, "size", iova, size)?;
         if offset.checked_add(size).is_none() {
-            return Err(WireError::invalid(
-                r.command,
-                "offset",
-                offset,
-                Expected::Rule("offset + size below 2^64"),
-            ));
+            return Err(WireError::invalid(r.command, "offset", offset, Expected::Rule("offset + size below 2^64")));
         }
-        Ok(Self {
-            flags,
-            offset,
-            iova,
-            size,
-        })
+        Ok(Self { flags, offset, iova, size })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(MAP_SIZE)
-            .u32(self.flags.bits())
-            .u64(self.offset)
-            .u64(self.iova)
-            .u64(self.size)
-            .done()
+        Writer::default().u32(MAP_SIZE).u32(self.flags.bits()).u64(self.offset).u64(self.iova).u64(self.size).done()
     }
 }
 
@@ -157,12 +127,7 @@ impl DmaUnmap {
                 });
             }
             _ => {
-                return Err(WireError::invalid(
-                    r.command,
-                    "flags",
-                    flags,
-                    Expected::Rule("0 or bit 1 (all)"),
-                ));
+                return Err(WireError::invalid(r.command, "flags", flags, Expected::Rule("0 or bit 1 (all)")));
             }
         };
         if r.len != 24 {
@@ -172,12 +137,7 @@ impl DmaUnmap {
         if all {
             for (field, found) in [("address", iova), ("size", size)] {
                 if found != 0 {
-                    return Err(WireError::invalid(
-                        r.command,
-                        field,
-                        found,
-                        Expected::Rule("0 with the flag all"),
-                    ));
+                    return Err(WireError::invalid(r.command, field, found, Expected::Rule("0 with the flag all")));
                 }
             }
         } else {
@@ -189,12 +149,7 @@ impl DmaUnmap {
     /// The payload of a DMA_UNMAP request or reply.
     pub fn encode(&self) -> Vec<u8> {
         let flags = if self.all { UNMAP_ALL } else { 0 };
-        Writer::default()
-            .u32(UNMAP_SIZE)
-            .u32(flags)
-            .u64(self.iova)
-            .u64(self.size)
-            .done()
+        Writer::default().u32(UNMAP_SIZE).u32(flags).u64(self.iova).u64(self.size).done()
     }
 }
 
@@ -242,12 +197,7 @@ impl<'a> DmaWrite<'a> {
             ));
         }
         if count != wide(data.len()) {
-            return Err(WireError::invalid(
-                command,
-                "count",
-                count,
-                Expected::Exactly(wide(data.len())),
-            ));
+            return Err(WireError::invalid(command, "count", count, Expected::Exactly(wide(data.len()))));
         }
         check_range(command, "count", address, count)?;
         Ok(Self { address, data })
@@ -255,11 +205,7 @@ impl<'a> DmaWrite<'a> {
 
     /// The payload of a DMA_WRITE request or a DMA_READ reply.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u64(self.address)
-            .u64(wide(self.data.len()))
-            .bytes(self.data)
-            .done()
+        Writer::default().u64(self.address).u64(wide(self.data.len())).bytes(self.data).done()
     }
 }
 

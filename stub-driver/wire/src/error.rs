@@ -64,18 +64,7 @@ impl WireError {
     }
 
     /// A field whose value is not allowed: EINVAL.
-    pub(crate) fn invalid(
-        command: Command,
-        field: &'static str,
-        found: impl Into<u64>,
-        expected: Expected,
-    ) -> Self {
-        Self::Field {
-            command,
-            field,
-            found: found.into(),
-            expected,
-            errno: Errno::EINVAL,
-        }
+    pub(crate) fn invalid(command: Command, field: &'static str, found: impl Into<u64>, expected: Expected) -> Self {
+        Self::Field { command, field, found: found.into(), expected, errno: Errno::EINVAL }
     }
 }

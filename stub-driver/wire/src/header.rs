@@ -118,34 +118,17 @@ impl Header {
     /// The header of a command with `payload_len` bytes of payload.
     pub fn command(msg_id: u16, command: Command, payload_len: usize) -> Self {
         let size = HEADER_SIZE.saturating_add(len32(payload_len));
-        Self {
-            msg_id,
-            command,
-            size,
-            kind: MessageKind::Command,
-            no_reply: false,
-            error: None,
-        }
+        Self { msg_id, command, size, kind: MessageKind::Command, no_reply: false, error: None }
     }
 
     /// The header of the successful reply to `self`, with `payload_len` bytes of payload.
     pub fn reply(&self, payload_len: usize) -> Self {
-        Self {
-            kind: MessageKind::Reply,
-            ..Self::command(self.msg_id, self.command, payload_len)
-        }
+        Self { kind: MessageKind::Reply, ..Self::command(self.msg_id, self.command, payload_len) }
     }
 
     /// The whole message that fails command `command` with `errno`: such a reply is only a header.
     pub const fn error_reply(msg_id: u16, command: Command, errno: Errno) -> Self {
-        Self {
-            msg_id,
-            command,
-            size: HEADER_SIZE,
-            kind: MessageKind::Reply,
-            no_reply: false,
-            error: Some(errno),
-        }
+        Self { msg_id, command, size: HEADER_SIZE, kind: MessageKind::Reply, no_reply: false, error: Some(errno) }
     }
 
     /// Bytes that follow the header.
@@ -196,43 +179,21 @@ impl Header {
             source: WireError::invalid(command, field, found, expected),
         };
 
-        let payload = size.checked_sub(HEADER_SIZE).ok_or_else(|| {
-            fail(
-                "message size",
-                size,
-                Expected::AtLeast(HEADER_SIZE.into()),
-                None,
-            )
-        })?;
+        let payload = size
+            .checked_sub(HEADER_SIZE)
+            .ok_or_else(|| fail("message size", size, Expected::AtLeast(HEADER_SIZE.into()), None))?;
         if size > limit {
-            return Err(fail(
-                "message size",
-                size,
-                Expected::AtMost(limit.into()),
-                None,
-            ));
+            return Err(fail("message size", size, Expected::AtMost(limit.into()), None));
         }
         let kind = match type_bits {
             TYPE_COMMAND => MessageKind::Command,
             TYPE_REPLY => MessageKind::Reply,
             other => {
-                return Err(fail(
-                    "type",
-                    other,
-                    Expected::Rule("0 (command) or 1 (reply)"),
-                    Some(payload),
-                ));
+                return Err(fail("type", other, Expected::Rule("0 (command) or 1 (reply)"), Some(payload)));
             }
         };
         let error = (kind == MessageKind::Reply && flags & ERROR != 0).then_some(Errno(errno));
-        Ok(Self {
-            msg_id,
-            command,
-            size,
-            kind,
-            no_reply,
-            error,
-        })
+        Ok(Self { msg_id, command, size, kind, no_reply, error })
     }
 
     /// Checks that `payload`, which belongs to a command or reply without payload, is empty.

@@ -93,19 +93,11 @@ impl DeviceGetIrqInfo {
         let mut r = Reader::new(Command::DEVICE_GET_IRQ_INFO, payload, 16)?;
         let argsz = r.argsz(INFO_SIZE)?;
         r.u32()?; // flags
-        Ok(Self {
-            argsz,
-            index: r.u32()?,
-        })
+        Ok(Self { argsz, index: r.u32()? })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(self.argsz)
-            .u32(0)
-            .u32(self.index)
-            .u32(0)
-            .done()
+        Writer::default().u32(self.argsz).u32(0).u32(self.index).u32(0).done()
     }
 }
 
@@ -114,21 +106,12 @@ impl IrqInfo {
     pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
         let mut r = Reader::new(Command::DEVICE_GET_IRQ_INFO, payload, 16)?;
         r.argsz(INFO_SIZE)?;
-        Ok(Self {
-            flags: IrqFlags::from_bits_retain(r.u32()?),
-            index: r.u32()?,
-            count: r.u32()?,
-        })
+        Ok(Self { flags: IrqFlags::from_bits_retain(r.u32()?), index: r.u32()?, count: r.u32()? })
     }
 
     /// The payload of a DEVICE_GET_IRQ_INFO reply.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(INFO_SIZE)
-            .u32(self.flags.bits())
-            .u32(self.index)
-            .u32(self.count)
-            .done()
+        Writer::default().u32(INFO_SIZE).u32(self.flags.bits()).u32(self.index).u32(self.count).done()
     }
 }
 
@@ -137,22 +120,10 @@ impl<'a> DeviceSetIrqs<'a> {
         let mut r = Reader::new(Command::DEVICE_SET_IRQS, payload, 20)?;
         let argsz = r.argsz(SET_SIZE)?;
         if u64::from(argsz) != wide(payload.len()) {
-            return Err(WireError::invalid(
-                r.command,
-                "argsz",
-                argsz,
-                Expected::Exactly(wide(payload.len())),
-            ));
+            return Err(WireError::invalid(r.command, "argsz", argsz, Expected::Exactly(wide(payload.len()))));
         }
         let (flags, index, start, count) = (r.u32()?, r.u32()?, r.u32()?, r.u32()?);
-        let bad_flags = |rule| {
-            WireError::invalid(
-                Command::DEVICE_SET_IRQS,
-                "flags",
-                flags,
-                Expected::Rule(rule),
-            )
-        };
+        let bad_flags = |rule| WireError::invalid(Command::DEVICE_SET_IRQS, "flags", flags, Expected::Rule(rule));
         if flags & !(DATA_MASK | ACTION_BITS) != 0 {
             return Err(bad_flags("bits 0 to 5 only"));
         }
@@ -167,56 +138,30 @@ impl<'a> DeviceSetIrqs<'a> {
             DATA_BOOL => IrqData::Bool(r.rest()),
             DATA_EVENTFD => IrqData::Eventfd,
             _ => {
-                return Err(bad_flags(
-                    "exactly one of DATA_NONE, DATA_BOOL and DATA_EVENTFD",
-                ));
+                return Err(bad_flags("exactly one of DATA_NONE, DATA_BOOL and DATA_EVENTFD"));
             }
         };
-        let set = Self {
-            action,
-            data,
-            index,
-            start,
-            count,
-        };
+        let set = Self { action, data, index, start, count };
         set.check_range(r.rest().len())?;
         Ok(set)
     }
 
     /// The rules on *start*, *count* and the length of *data*.
     fn check_range(&self, data_len: usize) -> Result<(), WireError> {
-        let invalid = |field, found: u32, expected| {
-            Err(WireError::invalid(
-                Command::DEVICE_SET_IRQS,
-                field,
-                found,
-                expected,
-            ))
-        };
+        let invalid =
+            |field, found: u32, expected| Err(WireError::invalid(Command::DEVICE_SET_IRQS, field, found, expected));
         if self.start.checked_add(self.count).is_none() {
-            return invalid(
-                "count",
-                self.count,
-                Expected::Rule("start + count below 2^32"),
-            );
+            return invalid("count", self.count, Expected::Rule("start + count below 2^32"));
         }
         if self.count == 0 {
             if (self.action, self.data) != (IrqAction::Trigger, IrqData::None) {
-                return invalid(
-                    "count",
-                    0,
-                    Expected::Rule("not 0, except for TRIGGER with DATA_NONE"),
-                );
+                return invalid("count", 0, Expected::Rule("not 0, except for TRIGGER with DATA_NONE"));
             }
             if self.start != 0 {
                 return invalid("start", self.start, Expected::Rule("0 with a count of 0"));
             }
         }
-        let wanted = if matches!(self.data, IrqData::Bool(_)) {
-            u64::from(self.count)
-        } else {
-            0
-        };
+        let wanted = if matches!(self.data, IrqData::Bool(_)) { u64::from(self.count) } else { 0 };
         if wide(data_len) != wanted {
             return Err(WireError::invalid(
                 Command::DEVICE_SET_IRQS,
@@ -230,36 +175,18 @@ impl<'a> DeviceSetIrqs<'a> {
 
     /// Checks how many file descriptors came with the message: one an interrupt or none for [`IrqData::Eventfd`], else none.
     pub fn check_fds(&self, fds: usize) -> Result<(), WireError> {
-        let wanted = if self.data == IrqData::Eventfd {
-            u64::from(self.count)
-        } else {
-            0
-        };
+        let wanted = if self.data == IrqData::Eventfd { u64::from(self.count) } else { 0 };
         if fds == 0 || wide(fds) == wanted {
             return Ok(());
         }
-        Err(WireError::invalid(
-            Command::DEVICE_SET_IRQS,
-            "file descriptors",
-            wide(fds),
-            Expected::Exactly(wanted),
-        ))
+        Err(WireError::invalid(Command::DEVICE_SET_IRQS, "file descriptors", wide(fds), Expected::Exactly(wanted)))
     }
 
     /// Checks that the range lies inside the `available` interrupts of the type.
     pub fn check_count(&self, available: u32) -> Result<(), WireError> {
-        if self
-            .start
-            .checked_add(self.count)
-            .is_none_or(|end| end > available)
-        {
+        if self.start.checked_add(self.count).is_none_or(|end| end > available) {
             let expected = Expected::Rule("start + count within the interrupts of the type");
-            return Err(WireError::invalid(
-                Command::DEVICE_SET_IRQS,
-                "start",
-                self.start,
-                expected,
-            ));
+            return Err(WireError::invalid(Command::DEVICE_SET_IRQS, "start", self.start, expected));
         }
         Ok(())
     }

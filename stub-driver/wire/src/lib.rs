@@ -45,12 +45,11 @@ pub use error::{Expected, WireError};
 pub use header::{Command, HEADER_SIZE, Header, HeaderError, MessageKind};
 pub use irq::{DeviceGetIrqInfo, DeviceSetIrqs, IrqAction, IrqData, IrqFlags, IrqInfo};
 pub use region::{
-    DeviceGetRegionInfo, DeviceGetRegionIoFds, IoFdSubRegion, RegionFlags, RegionInfo,
-    RegionInfoReply, RegionIoFds, SparseArea,
+    DeviceGetRegionInfo, DeviceGetRegionIoFds, IoFdSubRegion, RegionFlags, RegionInfo, RegionInfoReply, RegionIoFds,
+    SparseArea,
 };
 pub use region_io::{
-    MultiWrite, RegionData, RegionRead, RegionWrite, RegionWriteMulti, RegionWriteMultiReply,
-    RegionWriteReply,
+    MultiWrite, RegionData, RegionRead, RegionWrite, RegionWriteMulti, RegionWriteMultiReply, RegionWriteReply,
 };
 pub use request::Request;
 pub use version::{Capabilities, TwinSocket, Version};
@@ -70,10 +69,6 @@ impl Default for Limits {
     /// The defaults of the capabilities table ("`VFIO_USER_VERSION`"): 1 MiB of data, one file descriptor; a message is as long as
     /// the header, the 16 bytes of a REGION_WRITE and that data.
     fn default() -> Self {
-        Self {
-            max_data_xfer_size: 0x10_0000,
-            max_message_size: 0x10_0020,
-            max_msg_fds: 1,
-        }
+        Self { max_data_xfer_size: 0x10_0000, max_message_size: 0x10_0020, max_msg_fds: 1 }
     }
 }

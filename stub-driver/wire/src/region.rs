@@ -115,31 +115,18 @@ impl DeviceGetRegionInfo {
         let mut r = Reader::new(COMMAND, payload, 32)?;
         let argsz = r.argsz(INFO_SIZE)?;
         r.u32()?; // flags
-        Ok(Self {
-            argsz,
-            index: r.u32()?,
-        })
+        Ok(Self { argsz, index: r.u32()? })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(self.argsz)
-            .u32(0)
-            .u32(self.index)
-            .u32(0)
-            .u64(0)
-            .u64(0)
-            .done()
+        Writer::default().u32(self.argsz).u32(0).u32(self.index).u32(0).u64(0).u64(0).done()
     }
 }
 
 impl RegionInfo {
     /// The *argsz* of the reply: bytes of its full payload.
     pub fn needed(&self) -> u32 {
-        let caps = self
-            .sparse_areas
-            .as_ref()
-            .map_or(0, |areas| areas.len().saturating_mul(16).saturating_add(16));
+        let caps = self.sparse_areas.as_ref().map_or(0, |areas| areas.len().saturating_mul(16).saturating_add(16));
         INFO_SIZE.saturating_add(len32(caps))
     }
 
@@ -150,11 +137,7 @@ impl RegionInfo {
     /// flag whose *cap_offset* lies inside the structure, even one that it is about to ask for again.
     pub fn encode(&self, client_argsz: u32) -> Vec<u8> {
         let needed = self.needed();
-        let (flag, cap_offset) = if self.sparse_areas.is_some() {
-            (FLAG_CAPS, INFO_SIZE)
-        } else {
-            (0, 0)
-        };
+        let (flag, cap_offset) = if self.sparse_areas.is_some() { (FLAG_CAPS, INFO_SIZE) } else { (0, 0) };
         let mut w = Writer::default()
             .u32(needed)
             .u32(self.flags.bits() & !FLAG_CAPS | flag)
@@ -162,17 +145,8 @@ impl RegionInfo {
             .u32(cap_offset)
             .u64(self.size)
             .u64(self.offset);
-        if let Some(areas) = self
-            .sparse_areas
-            .as_ref()
-            .filter(|_| client_argsz >= needed)
-        {
-            w = w
-                .u16(CAP_SPARSE_MMAP)
-                .u16(1)
-                .u32(0)
-                .u32(len32(areas.len()))
-                .u32(0);
+        if let Some(areas) = self.sparse_areas.as_ref().filter(|_| client_argsz >= needed) {
+            w = w.u16(CAP_SPARSE_MMAP).u16(1).u32(0).u32(len32(areas.len())).u32(0);
             for area in areas {
                 w = w.u64(area.offset).u64(area.size);
             }
@@ -191,19 +165,10 @@ impl RegionInfo {
         let (size, offset) = (r.u64()?, r.u64()?);
         let has_caps = flags & FLAG_CAPS != 0;
         let flags = RegionFlags::from_bits_retain(flags & !FLAG_CAPS);
-        let mut info = Self {
-            index,
-            flags,
-            size,
-            offset,
-            sparse_areas: None,
-        };
+        let mut info = Self { index, flags, size, offset, sparse_areas: None };
         if has_caps {
             if u64::from(argsz) > wide(payload.len()) {
-                return Ok(RegionInfoReply::Truncated {
-                    needed: argsz,
-                    info,
-                });
+                return Ok(RegionInfoReply::Truncated { needed: argsz, info });
             }
             info.sparse_areas = find_sparse_areas(payload, cap_offset, size)?;
         }
@@ -212,42 +177,26 @@ impl RegionInfo {
 }
 
 /// Follows the chain of capabilities that starts at `cap_offset`; each offset is from the start of `payload`.
-fn find_sparse_areas(
-    payload: &[u8],
-    cap_offset: u32,
-    region_size: u64,
-) -> Result<Option<Vec<SparseArea>>, WireError> {
+fn find_sparse_areas(payload: &[u8], cap_offset: u32, region_size: u64) -> Result<Option<Vec<SparseArea>>, WireError> {
     let mut found = None;
     let mut field = "cap_offset";
     let mut at = cap_offset;
     // The first byte a capability may start at. It grows with every step, so that the loop ends.
     let mut floor = u64::from(INFO_SIZE);
     loop {
-        if u64::from(at) < floor || at % 8 != 0 {
+        if u64::from(at) < floor || !at.is_multiple_of(8) {
             let expected = Expected::Rule("a multiple of 8 after the previous structure");
             return Err(WireError::invalid(COMMAND, field, at, expected));
         }
         let body = payload
             .get(usize_from(at)..)
             .filter(|body| body.len() >= CAP_HEADER_SIZE)
-            .ok_or_else(|| {
-                WireError::invalid(
-                    COMMAND,
-                    field,
-                    at,
-                    Expected::Rule("an offset inside the payload"),
-                )
-            })?;
+            .ok_or_else(|| WireError::invalid(COMMAND, field, at, Expected::Rule("an offset inside the payload")))?;
         let mut r = Reader::new(COMMAND, body, CAP_HEADER_SIZE)?;
         let (id, version, next) = (r.u16()?, r.u16()?, r.u32()?);
         if id == CAP_SPARSE_MMAP {
             if version != 1 {
-                return Err(WireError::invalid(
-                    COMMAND,
-                    "version",
-                    version,
-                    Expected::Exactly(1),
-                ));
+                return Err(WireError::invalid(COMMAND, "version", version, Expected::Exactly(1)));
             }
             if found.is_some() {
                 return Err(WireError::invalid(
@@ -275,25 +224,13 @@ fn read_sparse_areas(body: &[u8], region_size: u64) -> Result<Vec<SparseArea>, W
     let entries = r.rest().chunks_exact(16);
     let count = usize_from(nr_areas);
     if count > entries.len() {
-        return Err(WireError::invalid(
-            COMMAND,
-            "nr_areas",
-            nr_areas,
-            Expected::AtMost(wide(entries.len())),
-        ));
+        return Err(WireError::invalid(COMMAND, "nr_areas", nr_areas, Expected::AtMost(wide(entries.len()))));
     }
     let mut areas = Vec::with_capacity(count);
     for entry in entries.take(count) {
         let mut r = Reader::exact(COMMAND, entry, 16)?;
-        let area = SparseArea {
-            offset: r.u64()?,
-            size: r.u64()?,
-        };
-        if area
-            .offset
-            .checked_add(area.size)
-            .is_none_or(|end| end > region_size)
-        {
+        let area = SparseArea { offset: r.u64()?, size: r.u64()? };
+        if area.offset.checked_add(area.size).is_none_or(|end| end > region_size) {
             let expected = Expected::Rule("a sparse area inside the region");
             return Err(WireError::invalid(COMMAND, "offset", area.offset, expected));
         }
@@ -308,49 +245,23 @@ impl DeviceGetRegionIoFds {
         let argsz = r.argsz(IO_FDS_SIZE)?;
         let flags = r.u32()?;
         if flags != 0 {
-            return Err(WireError::invalid(
-                r.command,
-                "flags",
-                flags,
-                Expected::Exactly(0),
-            ));
+            return Err(WireError::invalid(r.command, "flags", flags, Expected::Exactly(0)));
         }
-        Ok(Self {
-            argsz,
-            index: r.u32()?,
-        })
+        Ok(Self { argsz, index: r.u32()? })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u32(self.argsz)
-            .u32(0)
-            .u32(self.index)
-            .u32(0)
-            .done()
+        Writer::default().u32(self.argsz).u32(0).u32(self.index).u32(0).done()
     }
 }
 
 impl RegionIoFds {
     /// The payload of the reply to a client that has room for `client_argsz` bytes; without the entries if they do not fit.
     pub fn encode(&self, client_argsz: u32) -> Vec<u8> {
-        let needed = IO_FDS_SIZE.saturating_add(len32(
-            self.sub_regions.len().saturating_mul(SUB_REGION_SIZE),
-        ));
-        let mut w = Writer::default()
-            .u32(needed)
-            .u32(0)
-            .u32(self.index)
-            .u32(len32(self.sub_regions.len()));
+        let needed = IO_FDS_SIZE.saturating_add(len32(self.sub_regions.len().saturating_mul(SUB_REGION_SIZE)));
+        let mut w = Writer::default().u32(needed).u32(0).u32(self.index).u32(len32(self.sub_regions.len()));
         for s in self.sub_regions.iter().filter(|_| client_argsz >= needed) {
-            w = w
-                .u64(s.offset)
-                .u64(s.size)
-                .u32(s.fd_index)
-                .u32(s.io_type)
-                .u32(s.flags)
-                .u32(0)
-                .u64(s.data);
+            w = w.u64(s.offset).u64(s.size).u32(s.fd_index).u32(s.io_type).u32(s.flags).u32(0).u64(s.data);
         }
         w.done()
     }
@@ -362,36 +273,18 @@ impl RegionIoFds {
         r.u32()?; // flags
         let (index, count) = (r.u32()?, r.u32()?);
         if u64::from(argsz) > wide(payload.len()) {
-            return Err(WireError::invalid(
-                r.command,
-                "argsz",
-                argsz,
-                Expected::AtMost(wide(payload.len())),
-            ));
+            return Err(WireError::invalid(r.command, "argsz", argsz, Expected::AtMost(wide(payload.len()))));
         }
         let entries = r.rest().chunks_exact(SUB_REGION_SIZE);
         if wide(entries.len()) != u64::from(count) || !entries.remainder().is_empty() {
-            return Err(WireError::invalid(
-                r.command,
-                "count",
-                count,
-                Expected::Exactly(wide(entries.len())),
-            ));
+            return Err(WireError::invalid(r.command, "count", count, Expected::Exactly(wide(entries.len()))));
         }
         let mut sub_regions = Vec::with_capacity(entries.len());
         for entry in entries {
             let mut r = Reader::exact(r.command, entry, SUB_REGION_SIZE)?;
-            let (offset, size, fd_index, io_type, flags) =
-                (r.u64()?, r.u64()?, r.u32()?, r.u32()?, r.u32()?);
+            let (offset, size, fd_index, io_type, flags) = (r.u64()?, r.u64()?, r.u32()?, r.u32()?, r.u32()?);
             r.u32()?; // padding
-            sub_regions.push(IoFdSubRegion {
-                offset,
-                size,
-                fd_index,
-                io_type,
-                flags,
-                data: r.u64()?,
-            });
+            sub_regions.push(IoFdSubRegion { offset, size, fd_index, io_type, flags, data: r.u64()? });
         }
         Ok(Self { index, sub_regions })
     }

@@ -72,23 +72,13 @@ const WRITE_SIZE: usize = 24;
 fn check_end(command: Command, offset: u64, count: u32) -> Result<(), WireError> {
     match offset.checked_add(count.into()) {
         Some(_) => Ok(()),
-        None => Err(WireError::invalid(
-            command,
-            "offset",
-            offset,
-            Expected::Rule("offset + count below 2^64"),
-        )),
+        None => Err(WireError::invalid(command, "offset", offset, Expected::Rule("offset + count below 2^64"))),
     }
 }
 
 fn check_max(command: Command, count: u32, limits: &Limits) -> Result<(), WireError> {
     if count > limits.max_data_xfer_size {
-        return Err(WireError::invalid(
-            command,
-            "count",
-            count,
-            Expected::AtMost(limits.max_data_xfer_size.into()),
-        ));
+        return Err(WireError::invalid(command, "count", count, Expected::AtMost(limits.max_data_xfer_size.into())));
     }
     Ok(())
 }
@@ -98,28 +88,15 @@ impl RegionRead {
         let mut r = Reader::exact(Command::REGION_READ, payload, 16)?;
         let (offset, region, count) = (r.u64()?, r.u32()?, r.u32()?);
         if count == 0 {
-            return Err(WireError::invalid(
-                r.command,
-                "count",
-                count,
-                Expected::AtLeast(1),
-            ));
+            return Err(WireError::invalid(r.command, "count", count, Expected::AtLeast(1)));
         }
         check_max(r.command, count, limits)?;
         check_end(r.command, offset, count)?;
-        Ok(Self {
-            offset,
-            region,
-            count,
-        })
+        Ok(Self { offset, region, count })
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u64(self.offset)
-            .u32(self.region)
-            .u32(self.count)
-            .done()
+        Writer::default().u64(self.offset).u32(self.region).u32(self.count).done()
     }
 }
 
@@ -139,29 +116,15 @@ impl<'a> RegionWrite<'a> {
         let data = r.rest();
         check_max(command, count, limits)?;
         if u64::from(count) != wide(data.len()) {
-            return Err(WireError::invalid(
-                command,
-                "count",
-                count,
-                Expected::Exactly(wide(data.len())),
-            ));
+            return Err(WireError::invalid(command, "count", count, Expected::Exactly(wide(data.len()))));
         }
         check_end(command, offset, count)?;
-        Ok(Self {
-            offset,
-            region,
-            data,
-        })
+        Ok(Self { offset, region, data })
     }
 
     /// The payload of a REGION_WRITE request or a REGION_READ reply.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u64(self.offset)
-            .u32(self.region)
-            .u32(len32(self.data.len()))
-            .bytes(self.data)
-            .done()
+        Writer::default().u64(self.offset).u32(self.region).u32(len32(self.data.len())).bytes(self.data).done()
     }
 }
 
@@ -169,29 +132,19 @@ impl RegionWriteReply {
     /// Reads the payload of a REGION_WRITE reply.
     pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
         let mut r = Reader::exact(Command::REGION_WRITE, payload, 16)?;
-        Ok(Self {
-            offset: r.u64()?,
-            region: r.u32()?,
-            count: r.u32()?,
-        })
+        Ok(Self { offset: r.u64()?, region: r.u32()?, count: r.u32()? })
     }
 
     /// The payload of a REGION_WRITE reply.
     pub fn encode(&self) -> Vec<u8> {
-        Writer::default()
-            .u64(self.offset)
-            .u32(self.region)
-            .u32(self.count)
-            .done()
+        Writer::default().u64(self.offset).u32(self.region).u32(self.count).done()
     }
 }
 
 impl MultiWrite {
     /// The bytes to write.
     pub fn bytes(&self) -> &[u8] {
-        self.data
-            .get(..crate::codec::usize_from(self.count))
-            .unwrap_or(&self.data)
+        self.data.get(..crate::codec::usize_from(self.count)).unwrap_or(&self.data)
     }
 }
 
@@ -211,19 +164,9 @@ impl RegionWriteMulti {
         let mut writes = Vec::with_capacity(entries.len());
         for entry in entries {
             let mut r = Reader::exact(r.command, entry, WRITE_SIZE)?;
-            let write = MultiWrite {
-                offset: r.u64()?,
-                region: r.u32()?,
-                count: r.u32()?,
-                data: r.array()?,
-            };
+            let write = MultiWrite { offset: r.u64()?, region: r.u32()?, count: r.u32()?, data: r.array()? };
             if !(1..=8).contains(&write.count) {
-                return Err(WireError::invalid(
-                    r.command,
-                    "count",
-                    write.count,
-                    Expected::Rule("1 to 8"),
-                ));
+                return Err(WireError::invalid(r.command, "count", write.count, Expected::Rule("1 to 8")));
             }
             check_end(r.command, write.offset, write.count)?;
             writes.push(write);
@@ -234,11 +177,7 @@ impl RegionWriteMulti {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::default().u64(wide(self.writes.len()));
         for write in &self.writes {
-            w = w
-                .u64(write.offset)
-                .u32(write.region)
-                .u32(write.count)
-                .bytes(&write.data);
+            w = w.u64(write.offset).u32(write.region).u32(write.count).bytes(&write.data);
         }
         w.done()
     }
@@ -247,9 +186,7 @@ impl RegionWriteMulti {
 impl RegionWriteMultiReply {
     /// Reads the payload of a REGION_WRITE_MULTI reply.
     pub fn decode(payload: &[u8]) -> Result<Self, WireError> {
-        Ok(Self {
-            wr_cnt: Reader::exact(Command::REGION_WRITE_MULTI, payload, 8)?.u64()?,
-        })
+        Ok(Self { wr_cnt: Reader::exact(Command::REGION_WRITE_MULTI, payload, 8)?.u64()? })
     }
 
     /// The payload of a REGION_WRITE_MULTI reply.

@@ -1,9 +1,8 @@
 //! Every request in one type.
 
 use crate::{
-    Command, DeviceFeature, DeviceGetInfo, DeviceGetIrqInfo, DeviceGetRegionInfo,
-    DeviceGetRegionIoFds, DeviceSetIrqs, DmaMap, DmaRead, DmaUnmap, DmaWrite, Header, Limits,
-    RegionRead, RegionWrite, RegionWriteMulti, Version, WireError,
+    Command, DeviceFeature, DeviceGetInfo, DeviceGetIrqInfo, DeviceGetRegionInfo, DeviceGetRegionIoFds, DeviceSetIrqs,
+    DmaMap, DmaRead, DmaUnmap, DmaWrite, Header, Limits, RegionRead, RegionWrite, RegionWriteMulti, Version, WireError,
 };
 
 /// The payload of a command; each variant is the command of its name ("Commands").
@@ -52,15 +51,9 @@ impl<'a> Request<'a> {
             Command::DMA_MAP => Self::DmaMap(DmaMap::decode(payload)?),
             Command::DMA_UNMAP => Self::DmaUnmap(DmaUnmap::decode(payload)?),
             Command::DEVICE_GET_INFO => Self::DeviceGetInfo(DeviceGetInfo::decode(payload)?),
-            Command::DEVICE_GET_REGION_INFO => {
-                Self::DeviceGetRegionInfo(DeviceGetRegionInfo::decode(payload)?)
-            }
-            Command::DEVICE_GET_REGION_IO_FDS => {
-                Self::DeviceGetRegionIoFds(DeviceGetRegionIoFds::decode(payload)?)
-            }
-            Command::DEVICE_GET_IRQ_INFO => {
-                Self::DeviceGetIrqInfo(DeviceGetIrqInfo::decode(payload)?)
-            }
+            Command::DEVICE_GET_REGION_INFO => Self::DeviceGetRegionInfo(DeviceGetRegionInfo::decode(payload)?),
+            Command::DEVICE_GET_REGION_IO_FDS => Self::DeviceGetRegionIoFds(DeviceGetRegionIoFds::decode(payload)?),
+            Command::DEVICE_GET_IRQ_INFO => Self::DeviceGetIrqInfo(DeviceGetIrqInfo::decode(payload)?),
             Command::DEVICE_SET_IRQS => Self::DeviceSetIrqs(DeviceSetIrqs::decode(payload)?),
             Command::REGION_READ => Self::RegionRead(RegionRead::decode(payload, limits)?),
             Command::REGION_WRITE => Self::RegionWrite(RegionWrite::decode(payload, limits)?),
@@ -70,9 +63,7 @@ impl<'a> Request<'a> {
                 Header::expect_empty(command, payload)?;
                 Self::DeviceReset
             }
-            Command::REGION_WRITE_MULTI => {
-                Self::RegionWriteMulti(RegionWriteMulti::decode(payload)?)
-            }
+            Command::REGION_WRITE_MULTI => Self::RegionWriteMulti(RegionWriteMulti::decode(payload)?),
             Command::DEVICE_FEATURE => Self::DeviceFeature(DeviceFeature::decode(payload)?),
             other => Self::Unknown(other),
         })

@@ -76,22 +76,13 @@ impl Version {
         let major = reader.u16()?;
         let minor = reader.u16()?;
         let capabilities = decode_data(reader.rest())?;
-        Ok(Self {
-            major,
-            minor,
-            capabilities,
-        })
+        Ok(Self { major, minor, capabilities })
     }
 
     /// The payload of a VERSION request or reply.
     pub fn encode(&self) -> Vec<u8> {
         let json = serde_json::json!({ "capabilities": self.capabilities }).to_string();
-        Writer::default()
-            .u16(self.major)
-            .u16(self.minor)
-            .bytes(json.as_bytes())
-            .bytes(&[0])
-            .done()
+        Writer::default().u16(self.major).u16(self.minor).bytes(json.as_bytes()).bytes(&[0]).done()
     }
 }
 
@@ -126,15 +117,11 @@ fn object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Re
 }
 
 /// An optional object: absent is `None`, but `null` is an error.
-fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
+fn present<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     object(deserializer).map(Some)
 }
 
 /// An optional value: absent is `None`, but `null` is an error.
-fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
-    deserializer: D,
-) -> Result<Option<T>, D::Error> {
+fn some<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     T::deserialize(deserializer).map(Some)
 }

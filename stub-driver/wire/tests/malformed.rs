@@ -2,8 +2,7 @@
 //! `<linux/vfio.h>`, never produced by the encoders.
 
 use udrv_wire::{
-    Command, DmaWriteReply, Errno, Header, Limits, RegionData, RegionInfo, RegionInfoReply,
-    Request, Version,
+    Command, DmaWriteReply, Errno, Header, Limits, RegionData, RegionInfo, RegionInfoReply, Request, Version,
 };
 
 /// Fields of a payload, in host order.
@@ -148,18 +147,13 @@ cases! {
 // Header: id, command, size, flags, error.
 
 fn header(id: u16, command: u16, size: u32, flags: u32, error: u32) -> [u8; 16] {
-    bytes(&[H(id), H(command), W(size), W(flags), W(error)])
-        .try_into()
-        .unwrap()
+    bytes(&[H(id), H(command), W(size), W(flags), W(error)]).try_into().unwrap()
 }
 
 #[test]
 fn header_size_15_is_einval_and_ends_the_stream() {
     let e = Header::decode(&header(7, 8, 15, 0, 0), 100).unwrap_err();
-    assert_eq!(
-        (e.msg_id, e.command.0, e.errno().0, e.skip, e.answerable),
-        (7, 8, 22, None, true)
-    );
+    assert_eq!((e.msg_id, e.command.0, e.errno().0, e.skip, e.answerable), (7, 8, 22, None, true));
 }
 
 #[test]
@@ -171,29 +165,17 @@ fn header_size_above_limit_is_einval_and_ends_the_stream() {
 #[test]
 fn header_type_2_is_einval_and_can_be_skipped() {
     let e = Header::decode(&header(7, 8, 100, 2, 0), 100).unwrap_err();
-    assert_eq!(
-        (e.msg_id, e.errno().0, e.skip, e.answerable),
-        (7, 22, Some(84), true)
-    );
+    assert_eq!((e.msg_id, e.errno().0, e.skip, e.answerable), (7, 22, Some(84), true));
 }
 
 #[test]
 fn header_bad_size_in_reply_is_not_answerable() {
-    assert!(
-        !Header::decode(&header(7, 8, 0, 1, 0), 100)
-            .unwrap_err()
-            .answerable
-    );
+    assert!(!Header::decode(&header(7, 8, 0, 1, 0), 100).unwrap_err().answerable);
 }
 
 #[test]
 fn header_error_reply_has_the_errno() {
-    assert_eq!(
-        Header::decode(&header(7, 8, 16, 0x21, 22), 100)
-            .unwrap()
-            .error,
-        Some(Errno::EINVAL)
-    );
+    assert_eq!(Header::decode(&header(7, 8, 16, 0x21, 22), 100).unwrap().error, Some(Errno::EINVAL));
 }
 
 #[test]
@@ -204,10 +186,7 @@ fn header_error_of_a_command_is_ignored() {
 
 #[test]
 fn error_reply_encodes_as_sixteen_bytes() {
-    assert_eq!(
-        Header::error_reply(7, Command(8), Errno(22)).encode(),
-        header(7, 8, 16, 0x21, 22)
-    );
+    assert_eq!(Header::error_reply(7, Command(8), Errno(22)).encode(), header(7, 8, 16, 0x21, 22));
 }
 
 // Version data.
@@ -251,41 +230,21 @@ fn json_nested_ten_thousand_deep_is_einval() {
 
 #[test]
 fn json_absent_or_empty_gives_the_defaults() {
-    for json in [
-        &b""[..],
-        b"\0",
-        b"{}\0",
-        b"{\"capabilities\":{}}\0",
-        b"{\"capabilities\":{\"migration\":{\"pgsize\":1}}}\0",
-    ] {
+    for json in
+        [&b""[..], b"\0", b"{}\0", b"{\"capabilities\":{}}\0", b"{\"capabilities\":{\"migration\":{\"pgsize\":1}}}\0"]
+    {
         let c = version(json).unwrap().capabilities;
-        assert_eq!(
-            (
-                c.max_msg_fds,
-                c.max_data_xfer_size,
-                c.max_dma_maps,
-                c.pgsizes
-            ),
-            (1, 1048576, 65535, 4096)
-        );
+        assert_eq!((c.max_msg_fds, c.max_data_xfer_size, c.max_dma_maps, c.pgsizes), (1, 1048576, 65535, 4096));
         assert_eq!((c.twin_socket, c.write_multiple), (None, false));
     }
 }
 
 #[test]
 fn json_twin_socket_is_read() {
-    let v = version(b"{\"capabilities\":{\"max_msg_fds\":8,\"twin_socket\":{\"supported\":true,\"fd_index\":3}}}\0").unwrap();
+    let v = version(b"{\"capabilities\":{\"max_msg_fds\":8,\"twin_socket\":{\"supported\":true,\"fd_index\":3}}}\0")
+        .unwrap();
     let twin = v.capabilities.twin_socket.unwrap();
-    assert_eq!(
-        (
-            v.major,
-            v.minor,
-            v.capabilities.max_msg_fds,
-            twin.supported,
-            twin.fd_index
-        ),
-        (0, 2, 8, true, Some(3))
-    );
+    assert_eq!((v.major, v.minor, v.capabilities.max_msg_fds, twin.supported, twin.fd_index), (0, 2, 8, true, Some(3)));
 }
 
 // Region info replies: argsz, flags, index, cap_offset, size, offset; then id, version, next, nr_areas, reserved, areas.
@@ -346,94 +305,39 @@ fn sparse_cap_behind_unknown_cap_is_found_and_encoded_alone() {
         Q(0x1000),
         Q(0x2000),
     ]);
-    let Ok(RegionInfoReply::Full(info)) = reply else {
-        panic!("{reply:?}")
-    };
-    let alone = [
-        W(64),
-        W(0xf),
-        W(2),
-        W(32),
-        Q(0x3000),
-        Q(0x7000),
-        H(1),
-        H(1),
-        W(0),
-        W(1),
-        W(0),
-        Q(0x1000),
-        Q(0x2000),
-    ];
+    let Ok(RegionInfoReply::Full(info)) = reply else { panic!("{reply:?}") };
+    let alone = [W(64), W(0xf), W(2), W(32), Q(0x3000), Q(0x7000), H(1), H(1), W(0), W(1), W(0), Q(0x1000), Q(0x2000)];
     assert_eq!(info.encode(64), bytes(&alone));
 }
 
 #[test]
 fn sparse_cap_without_room_is_left_out_and_asked_for_again() {
-    let full = [
-        W(64),
-        W(0xf),
-        W(2),
-        W(32),
-        Q(0x3000),
-        Q(0),
-        H(1),
-        H(1),
-        W(0),
-        W(1),
-        W(0),
-        Q(0x1000),
-        Q(0x2000),
-    ];
-    let Ok(RegionInfoReply::Full(info)) = region_info(&full) else {
-        panic!()
-    };
-    assert_eq!(
-        info.encode(63),
-        bytes(&[W(64), W(0xf), W(2), W(32), Q(0x3000), Q(0)])
-    );
+    let full = [W(64), W(0xf), W(2), W(32), Q(0x3000), Q(0), H(1), H(1), W(0), W(1), W(0), Q(0x1000), Q(0x2000)];
+    let Ok(RegionInfoReply::Full(info)) = region_info(&full) else { panic!() };
+    assert_eq!(info.encode(63), bytes(&[W(64), W(0xf), W(2), W(32), Q(0x3000), Q(0)]));
     let again = RegionInfo::decode(&info.encode(63));
-    assert!(
-        matches!(again, Ok(RegionInfoReply::Truncated { needed: 64, .. })),
-        "{again:?}"
-    );
+    assert!(matches!(again, Ok(RegionInfoReply::Truncated { needed: 64, .. })), "{again:?}");
 }
 
 #[test]
 fn region_read_reply_count_above_data_is_einval() {
     let payload = bytes(&[Q(0), W(0), W(8), W(1)]);
-    assert_eq!(
-        RegionData::decode_read_reply(&payload, &Limits::default())
-            .unwrap_err()
-            .errno()
-            .0,
-        22
-    );
+    assert_eq!(RegionData::decode_read_reply(&payload, &Limits::default()).unwrap_err().errno().0, 22);
 }
 
 #[test]
 fn dma_write_reply_with_four_byte_count_is_accepted() {
-    assert_eq!(
-        DmaWriteReply::decode(&bytes(&[Q(0x1000), W(4)])),
-        Ok(DmaWriteReply {
-            address: 0x1000,
-            count: 4
-        })
-    );
+    assert_eq!(DmaWriteReply::decode(&bytes(&[Q(0x1000), W(4)])), Ok(DmaWriteReply { address: 0x1000, count: 4 }));
 }
 
 #[test]
 fn set_irqs_file_descriptors_are_checked_against_count() {
     let set = |flags, count| {
         let payload = bytes(&[W(20), W(flags), W(2), W(2047), W(count)]);
-        let Ok(Request::DeviceSetIrqs(set)) =
-            Request::decode(Command(8), &payload, &Limits::default())
-        else {
+        let Ok(Request::DeviceSetIrqs(set)) = Request::decode(Command(8), &payload, &Limits::default()) else {
             panic!()
         };
-        (
-            [0, 1, 2].map(|fds| set.check_fds(fds).is_ok()),
-            set.check_count(2048).is_ok(),
-        )
+        ([0, 1, 2].map(|fds| set.check_fds(fds).is_ok()), set.check_count(2048).is_ok())
     };
     assert_eq!(set(0x24, 2), ([true, false, true], false));
     assert_eq!(set(0x21, 1), ([true, false, false], true));

@@ -4,11 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use udrv_wire::*;
 
-const LIMITS: Limits = Limits {
-    max_data_xfer_size: 0x10_0000,
-    max_message_size: 0x10_0020,
-    max_msg_fds: 1,
-};
+const LIMITS: Limits = Limits { max_data_xfer_size: 0x10_0000, max_message_size: 0x10_0020, max_msg_fds: 1 };
 
 fn round_trip(request: &Request<'_>) -> Result<(), TestCaseError> {
     let payload = request.encode();

@@ -48,6 +48,24 @@ pub enum Error {
         /// The width asked for.
         width: Width,
     },
+    /// A device address that names no device that could exist.
+    #[error("`{given}` is no device address: expected {expected}")]
+    BadAddress {
+        /// As given.
+        given: String,
+        /// The form expected.
+        expected: &'static str,
+    },
+    /// The device exists, or may, but cannot be used now.
+    #[error("{device}: {why}; {advice}")]
+    Unavailable {
+        /// Its address.
+        device: String,
+        /// What stands in the way.
+        why: String,
+        /// What to do about it.
+        advice: String,
+    },
     /// The vectors asked for do not exist.
     #[error("{index} vectors {start}..{} do not exist: this device has {available}", u64::from(*.start) + u64::from(*.count))]
     NoSuchIrq {
@@ -143,6 +161,7 @@ impl Error {
         const EIO: i32 = 5;
         const EEXIST: i32 = 17;
         const ENODEV: i32 = 19;
+        const EBUSY: i32 = 16;
         const EINVAL: i32 = 22;
         const ENOENT: i32 = 2;
         const EPROTO: i32 = 71;
@@ -154,7 +173,9 @@ impl Error {
             | Self::Unaligned { .. }
             | Self::ValueTooWide { .. }
             | Self::NoSuchIrq { .. }
+            | Self::BadAddress { .. }
             | Self::DmaRange { .. } => EINVAL,
+            Self::Unavailable { .. } => EBUSY,
             Self::NotSupported { .. } => EOPNOTSUPP,
             Self::DmaOverlap { .. } => EEXIST,
             Self::DmaNotMapped { .. } => ENOENT,

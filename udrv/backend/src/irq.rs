@@ -61,6 +61,8 @@ pub struct IrqInfo {
 
 /// Where an interrupt is signalled: any descriptor that 8 bytes can be written to.
 ///
-/// An eventfd is handed on to the kernel where there is one, so that the signal takes no detour; anything else (one end
-/// of a socketpair with `O_ASYNC` on the other, for SIGIO) is written to by the backend.
+/// The 8 bytes are a `u64` in the host's byte order: how many interrupts this write stands for, mostly 1. An eventfd is
+/// handed on to the kernel where there is one, so that the signal takes no detour; anything else (one end of a socketpair
+/// with `O_ASYNC` on the other, for SIGIO) is written to by the backend, which never waits for room: a descriptor that is
+/// full has a signal waiting already.
 pub type Trigger<'fd> = BorrowedFd<'fd>;

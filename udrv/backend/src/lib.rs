@@ -13,13 +13,14 @@ pub mod conformance;
 mod dma;
 mod error;
 mod irq;
+pub mod pci;
 mod region;
 pub mod register;
 
 pub use dma::{Dma, DmaAccess, DmaLimits, DmaMap};
 pub use error::{Error, Result};
 pub use irq::{IrqFlags, IrqIndex, IrqInfo, Trigger};
-pub use region::{MapRegion, MappedMemory, RegionFlags, RegionIndex, RegionInfo, SparseArea, Width};
+pub use region::{MapRegion, RegionFile, RegionFlags, RegionIndex, RegionInfo, SparseArea, Width};
 
 /// What a device says of itself (`struct vfio_device_info`, without the sizes).
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 use std::fmt;
-use std::ptr::NonNull;
+use std::os::fd::BorrowedFd;
 
 /// Index of a region, in VFIO's numbering (`VFIO_PCI_BAR0_REGION_INDEX` and after).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -155,26 +155,26 @@ impl RegionInfo {
     }
 }
 
-/// Device memory mapped into this process for as long as the value lives.
+/// The file behind a region's mappable areas: what `mmap` takes, and what a server hands to its client.
 ///
-/// Implementors promise that `base()..base() + len()` stays mapped, readable and writable for volatile access until
-/// drop. No Rust reference may ever point into it.
-pub trait MappedMemory: Send + Sync {
-    /// First byte of the mapping.
-    fn base(&self) -> NonNull<u8>;
-    /// Length in bytes.
-    fn len(&self) -> usize;
-    /// Whether it is empty (it never is, for a mapping that succeeded).
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// Region byte 0 is at `offset` of `file`; only the ranges of [`RegionInfo::mappable`] may be mapped.
+#[derive(Debug, Clone, Copy)]
+pub struct RegionFile<'fd> {
+    /// The file. For kernel VFIO the device's own descriptor, which grants far more than this region: whoever passes it
+    /// on decides so (`stub-driver serve --mmap`).
+    pub file: BorrowedFd<'fd>,
+    /// Where the region starts in it, bytes.
+    pub offset: u64,
 }
 
-/// A backend that can map regions.
+/// A backend whose regions can be mapped.
+///
+/// It names the file and maps nothing itself: the runtime maps (`udrv::mmio`), so that there is one place where device
+/// memory becomes pointers, and a server passes the file on.
 pub trait MapRegion {
-    /// Maps one area of a region, which must lie in one of [`RegionInfo::mappable`].
+    /// The file behind one region.
     ///
     /// # Errors
-    /// [`Error::OutOfRegion`] if the area is not mappable; [`Error::Os`].
-    fn map_region(&self, region: RegionIndex, area: SparseArea) -> Result<Box<dyn MappedMemory>>;
+    /// [`Error::NoSuchRegion`]; [`Error::NotSupported`] if this region has no [`RegionInfo::mappable`] area.
+    fn region_file(&self, region: RegionIndex) -> Result<RegionFile<'_>>;
 }

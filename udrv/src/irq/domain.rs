@@ -118,8 +118,7 @@ impl IrqDomain {
             let id = state.next;
             state.next += 1;
             let handler: Handler = Box::new(handler);
-            let source =
-                Source { pending: 0, disabled: 0, handler: Some(handler), line, stats: IrqStats::default() };
+            let source = Source { pending: 0, disabled: 0, handler: Some(handler), line, stats: IrqStats::default() };
             state.sources.insert(id, source);
             id
         };

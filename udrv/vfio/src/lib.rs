@@ -1,1 +1,10 @@
-//! Backend over the kernel's VFIO.
+//! A PCI device through the kernel's VFIO, as a [`Backend`](udrv_backend::Backend); and what `/sys` says of PCI devices,
+//! which is needed to say why one cannot be opened.
+
+mod address;
+mod backend;
+mod sysfs;
+
+pub use address::Bdf;
+pub use backend::VfioBackend;
+pub use sysfs::{PciDevice, Sysfs};

@@ -43,54 +43,31 @@ pub(crate) fn prepare(cache: &Path) -> Result<Kernel> {
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(sbin)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Runs `command` to its end; an error has what it said.
 pub(crate) fn output_of(command: &mut Command) -> Result<String> {
-    let out = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {command:?}"))?;
+    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
     let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(
-        out.status.success(),
-        "{command:?} failed ({}): {}",
-        out.status,
-        said.trim()
-    );
+    ensure!(out.status.success(), "{command:?} failed ({}): {}", out.status, said.trim());
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 
 fn install_missing_programs() -> Result<()> {
     let missing = |&(program, _): &(&str, &str)| find_program(program).is_none();
-    let mut packages: Vec<&str> = PROGRAMS
-        .into_iter()
-        .filter(missing)
-        .map(|(_, package)| package)
-        .collect();
+    let mut packages: Vec<&str> = PROGRAMS.into_iter().filter(missing).map(|(_, package)| package).collect();
     packages.dedup();
     if packages.is_empty() {
         return Ok(());
     }
     let list = packages.join(" ");
-    ensure!(
-        find_program("apt-get").is_some(),
-        "packages {list} are missing, and there is no apt-get to install them"
-    );
-    ensure!(
-        is_root(),
-        "packages {list} are missing: install them (apt-get install {list}), or run as root"
-    );
+    ensure!(find_program("apt-get").is_some(), "packages {list} are missing, and there is no apt-get to install them");
+    ensure!(is_root(), "packages {list} are missing: install them (apt-get install {list}), or run as root");
     eprintln!("vm: installing {list}");
     with_apt_update(|| {
         let mut install = Command::new("apt-get");
-        install
-            .args(["install", "--yes", "--no-install-recommends"])
-            .args(&packages);
+        install.args(["install", "--yes", "--no-install-recommends"]).args(&packages);
         output_of(install.env("DEBIAN_FRONTEND", "noninteractive"))
     })?;
     match PROGRAMS.iter().find(|program| missing(program)) {
@@ -107,11 +84,7 @@ fn check_busybox_is_static() -> Result<()> {
     let bytes = fs::read(&busybox).with_context(|| format!("cannot read {}", busybox.display()))?;
     let loader = b"/lib64/ld-linux";
     let dynamic = bytes.windows(loader.len()).any(|window| window == loader);
-    ensure!(
-        !dynamic,
-        "{} is not statically linked: install busybox-static",
-        busybox.display()
-    );
+    ensure!(!dynamic, "{} is not statically linked: install busybox-static", busybox.display());
     Ok(())
 }
 
@@ -130,19 +103,12 @@ fn cached(cache: &Path) -> Result<Option<Kernel>> {
 
 fn open(dir: PathBuf) -> Result<Kernel> {
     let modules = dir.join("lib/modules");
-    let mut versions =
-        fs::read_dir(&modules).with_context(|| format!("no modules in {}", modules.display()))?;
-    let version = versions
-        .next()
-        .with_context(|| format!("{} is empty", modules.display()))??;
+    let mut versions = fs::read_dir(&modules).with_context(|| format!("no modules in {}", modules.display()))?;
+    let version = versions.next().with_context(|| format!("{} is empty", modules.display()))??;
     let version = version.file_name().to_string_lossy().into_owned();
     let image = dir.join("boot").join(format!("vmlinuz-{version}"));
     ensure!(image.is_file(), "no kernel image {}", image.display());
-    Ok(Kernel {
-        dir,
-        version,
-        image,
-    })
+    Ok(Kernel { dir, version, image })
 }
 
 /// Unpacks into a folder of its own and renames it, so that a half-finished or a concurrent download is never taken for a kernel.
@@ -170,11 +136,7 @@ fn unpack_into(dir: &Path) -> Result<String> {
         let package = newest_kernel_package()?;
         // "Sandbox::User": as root, apt drops to a user who may not write to our folder
         let mut fetch = Command::new("apt-get");
-        output_of(
-            fetch
-                .args(["-o", "APT::Sandbox::User=root", "download", &package])
-                .current_dir(dir),
-        )?;
+        output_of(fetch.args(["-o", "APT::Sandbox::User=root", "download", &package]).current_dir(dir))?;
         Ok(package)
     })?;
     let deb = fs::read_dir(dir)?
@@ -193,17 +155,10 @@ fn unpack_into(dir: &Path) -> Result<String> {
 }
 
 fn newest_kernel_package() -> Result<String> {
-    let shown =
-        output_of(Command::new("apt-cache").args(["show", "--no-all-versions", KERNEL_PACKAGE]))?;
-    let depends = shown
-        .lines()
-        .find_map(|line| line.strip_prefix("Depends: "));
-    let first = depends
-        .and_then(|list| list.split([' ', ',']).next())
-        .filter(|name| name.starts_with("linux-image-"));
-    first
-        .map(str::to_owned)
-        .with_context(|| format!("{KERNEL_PACKAGE} does not say on which kernel it depends"))
+    let shown = output_of(Command::new("apt-cache").args(["show", "--no-all-versions", KERNEL_PACKAGE]))?;
+    let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "));
+    let first = depends.and_then(|list| list.split([' ', ',']).next()).filter(|name| name.starts_with("linux-image-"));
+    first.map(str::to_owned).with_context(|| format!("{KERNEL_PACKAGE} does not say on which kernel it depends"))
 }
 
 /// Tries `attempt`; once more after `apt-get update` if it failed and we may.

@@ -11,16 +11,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 /// Modules the guest loads, with what they depend on, in this order.
-const MODULES: [&str; 8] = [
-    "virtio_pci",
-    "9pnet_virtio",
-    "9p",
-    "overlay",
-    "vfio_iommu_type1",
-    "vfio-pci",
-    "nvme",
-    "e1000e",
-];
+const MODULES: [&str; 8] =
+    ["virtio_pci", "9pnet_virtio", "9p", "overlay", "vfio_iommu_type1", "vfio-pci", "nvme", "e1000e"];
 
 /// The machine. PCI addresses are given so that they do not depend on the order of options.
 const MACHINE: &[&str] = &[
@@ -107,18 +99,12 @@ impl<'a> Job<'a> {
         remove_old_runs(&cache)?;
         let dir = cache.join(format!("run-{}", std::process::id()));
         if dir.exists() {
-            fs::remove_dir_all(&dir)
-                .with_context(|| format!("cannot remove the old {}", dir.display()))?;
+            fs::remove_dir_all(&dir).with_context(|| format!("cannot remove the old {}", dir.display()))?;
         }
         fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let config = [
-            ("repo", repo),
-            ("run", &dir),
-            ("target", &target),
-            ("kernel", &kernel.dir),
-        ]
-        .map(|(name, path)| format!("{name}={}\n", shell_quote(&path.to_string_lossy())))
-        .concat();
+        let config = [("repo", repo), ("run", &dir), ("target", &target), ("kernel", &kernel.dir)]
+            .map(|(name, path)| format!("{name}={}\n", shell_quote(&path.to_string_lossy())))
+            .concat();
         fs::write(dir.join("config"), config)?;
         let path = std::env::var("PATH").unwrap_or_default();
         let prelude = format!(
@@ -139,18 +125,11 @@ impl<'a> Job<'a> {
     }
 
     /// Boots, runs the script, waits for the end. `on_output` is given what the guest writes to ttyS1.
-    pub(crate) fn boot(
-        &self,
-        console: Console,
-        mut on_output: impl FnMut(&[u8]) -> Result<()>,
-    ) -> Result<End> {
+    pub(crate) fn boot(&self, console: Console, mut on_output: impl FnMut(&[u8]) -> Result<()>) -> Result<End> {
         let initramfs = self.dir.join("initramfs");
         let disk = self.dir.join("nvme.img");
-        build_initramfs(self.kernel, &self.dir, &initramfs)
-            .context("cannot build the initramfs")?;
-        fs::File::create(&disk)
-            .and_then(|file| file.set_len(NVME_BYTES))
-            .context("cannot create the NVMe image")?;
+        build_initramfs(self.kernel, &self.dir, &initramfs).context("cannot build the initramfs")?;
+        fs::File::create(&disk).and_then(|file| file.set_len(NVME_BYTES)).context("cannot create the NVMe image")?;
         let mut qemu = self.qemu(console, &initramfs, &disk)?;
         let overdue = match console {
             Console::Interactive => {
@@ -169,61 +148,38 @@ impl<'a> Job<'a> {
         };
         fs::remove_file(&initramfs)?;
         fs::remove_file(&disk)?;
-        let status = fs::read_to_string(self.dir.join("status"))
-            .ok()
-            .and_then(|text| text.trim().parse().ok());
+        let status = fs::read_to_string(self.dir.join("status")).ok().and_then(|text| text.trim().parse().ok());
         Ok(End { status, overdue })
     }
 
     fn qemu(&self, console: Console, initramfs: &Path, disk: &Path) -> Result<Child> {
         let log = escape(&self.log());
         let mut qemu = Command::new("setpriv"); // whatever ends us, QEMU does not stay behind
-        qemu.args(["--pdeathsig", "KILL"])
-            .arg(find_program("qemu-system-x86_64").context("no QEMU")?);
+        qemu.args(["--pdeathsig", "KILL"]).arg(find_program("qemu-system-x86_64").context("no QEMU")?);
         qemu.args(MACHINE);
-        qemu.arg("-kernel")
-            .arg(&self.kernel.image)
-            .arg("-initrd")
-            .arg(initramfs);
-        qemu.arg("-fsdev")
-            .arg("local,id=host,path=/,security_model=none,readonly=on,multidevs=remap");
-        qemu.arg("-fsdev").arg(format!(
-            "local,id=share,path={},security_model=none",
-            escape(&self.dir)
-        ));
-        qemu.arg("-drive")
-            .arg(format!("id=nvme,if=none,format=raw,file={}", escape(disk)));
+        qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(initramfs);
+        qemu.arg("-fsdev").arg("local,id=host,path=/,security_model=none,readonly=on,multidevs=remap");
+        qemu.arg("-fsdev").arg(format!("local,id=share,path={},security_model=none", escape(&self.dir)));
+        qemu.arg("-drive").arg(format!("id=nvme,if=none,format=raw,file={}", escape(disk)));
         let chardevs = match console {
-            Console::Interactive => [
-                format!("stdio,id=console,mux=on,signal=off,logfile={log}"),
-                "null,id=output".to_owned(),
-            ],
-            Console::Output(_) => [
-                format!("file,id=console,path={log}"),
-                "stdio,id=output,signal=on".to_owned(),
-            ],
+            Console::Interactive => {
+                [format!("stdio,id=console,mux=on,signal=off,logfile={log}"), "null,id=output".to_owned()]
+            }
+            Console::Output(_) => [format!("file,id=console,path={log}"), "stdio,id=output,signal=on".to_owned()],
         };
         for chardev in chardevs {
             qemu.arg("-chardev").arg(chardev);
         }
         // the two ISA ports come first, so that ttyS0 and ttyS1 are they
         qemu.args(["-serial", "chardev:console", "-serial", "chardev:output"]);
-        qemu.args([
-            "-chardev",
-            "null,id=pci",
-            "-device",
-            "pci-serial,chardev=pci,addr=8",
-        ]);
+        qemu.args(["-chardev", "null,id=pci", "-device", "pci-serial,chardev=pci,addr=8"]);
         if let Console::Interactive = console {
             qemu.args(["-mon", "chardev=console,mode=readline"]);
-            qemu.arg("-append")
-                .arg(format!("{KERNEL_COMMAND_LINE} quiet"));
+            qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} quiet"));
         } else {
             qemu.arg("-append").arg(KERNEL_COMMAND_LINE);
             let errors = fs::File::create(self.dir.join("qemu"))?;
-            qemu.stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(errors);
+            qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
         }
         qemu.spawn().context("cannot start QEMU by setpriv")
     }
@@ -234,23 +190,13 @@ impl<'a> Job<'a> {
         let log = fs::read(self.log()).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
-        let tail = lines
-            .get(lines.len().saturating_sub(60)..)
-            .unwrap_or_default()
-            .join("\n");
-        format!(
-            "{complaints}--- end of {} ---\n{tail}\n---",
-            self.log().display()
-        )
+        let tail = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n");
+        format!("{complaints}--- end of {} ---\n{tail}\n---", self.log().display())
     }
 }
 
 /// Passes on what QEMU writes until it ends (true) or the time is over (false).
-fn supervise(
-    qemu: &mut Child,
-    limit: Duration,
-    on_output: &mut impl FnMut(&[u8]) -> Result<()>,
-) -> Result<bool> {
+fn supervise(qemu: &mut Child, limit: Duration, on_output: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
     let deadline = Instant::now() + limit;
     let mut output = qemu.stdout.take().context("QEMU's output is not a pipe")?;
     let (sender, receiver) = channel();
@@ -258,10 +204,7 @@ fn supervise(
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         while let Ok(length @ 1..) = output.read(&mut buffer) {
-            if sender
-                .send(buffer.get(..length).unwrap_or_default().to_vec())
-                .is_err()
-            {
+            if sender.send(buffer.get(..length).unwrap_or_default().to_vec()).is_err() {
                 break;
             }
         }
@@ -281,34 +224,19 @@ fn build_initramfs(kernel: &Kernel, dir: &Path, archive: &Path) -> Result<()> {
     fs::create_dir_all(tree.join("bin"))?;
     fs::create_dir_all(tree.join("dev"))?;
     fs::create_dir_all(tree.join("modules"))?;
-    fs::copy(
-        find_program("busybox").context("no busybox")?,
-        tree.join("bin/busybox"),
-    )?;
+    fs::copy(find_program("busybox").context("no busybox")?, tree.join("bin/busybox"))?;
     fs::write(tree.join("init"), include_str!("init.sh"))?;
     fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755))?;
     let mut order = String::new();
     for module in modules(kernel)? {
-        let name = module
-            .file_name()
-            .context("a module without a name")?
-            .to_string_lossy()
-            .into_owned();
+        let name = module.file_name().context("a module without a name")?.to_string_lossy().into_owned();
         let plain = name.strip_suffix(".xz").unwrap_or(&name);
         let copy = tree.join("modules").join(plain);
         if plain == name {
             fs::copy(&module, copy)?;
         } else {
-            let unpacked = Command::new("xz")
-                .arg("-dc")
-                .arg(&module)
-                .output()
-                .context("cannot start xz")?;
-            ensure!(
-                unpacked.status.success(),
-                "cannot unpack {}",
-                module.display()
-            );
+            let unpacked = Command::new("xz").arg("-dc").arg(&module).output().context("cannot start xz")?;
+            ensure!(unpacked.status.success(), "cannot unpack {}", module.display());
             fs::write(copy, unpacked.stdout)?;
         }
         order += &format!("{plain}\n");
@@ -322,10 +250,7 @@ fn build_initramfs(kernel: &Kernel, dir: &Path, archive: &Path) -> Result<()> {
         .stdout(fs::File::create(archive)?)
         .spawn()
         .context("cannot start cpio")?;
-    cpio.stdin
-        .take()
-        .context("no pipe to cpio")?
-        .write_all(files.as_bytes())?;
+    cpio.stdin.take().context("no pipe to cpio")?.write_all(files.as_bytes())?;
     ensure!(cpio.wait()?.success(), "cpio failed");
     fs::remove_dir_all(&tree)?;
     Ok(())
@@ -337,15 +262,10 @@ fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
     let mut files: Vec<PathBuf> = Vec::new();
     for module in MODULES {
         let mut show = Command::new(&modprobe);
-        show.arg("-d")
-            .arg(&kernel.dir)
-            .args(["-S", &kernel.version, "--show-depends", module]);
+        show.arg("-d").arg(&kernel.dir).args(["-S", &kernel.version, "--show-depends", module]);
         for line in output_of(&mut show)?.lines() {
             // options from the host's modprobe.d may follow; they are not for this kernel
-            let file = line
-                .strip_prefix("insmod ")
-                .and_then(|rest| rest.split_whitespace().next())
-                .map(PathBuf::from);
+            let file = line.strip_prefix("insmod ").and_then(|rest| rest.split_whitespace().next()).map(PathBuf::from);
             files.extend(file.filter(|file| !files.contains(file)));
         }
     }
@@ -358,10 +278,7 @@ fn remove_old_runs(cache: &Path) -> Result<()> {
     for entry in fs::read_dir(cache).with_context(|| format!("cannot read {}", cache.display()))? {
         let entry = entry?;
         let name = entry.file_name();
-        let pid = name
-            .to_str()
-            .and_then(|name| name.strip_prefix("run-"))
-            .map(str::to_owned);
+        let pid = name.to_str().and_then(|name| name.strip_prefix("run-")).map(str::to_owned);
         if let Some(pid) = pid.filter(|pid| !Path::new("/proc").join(pid).exists()) {
             let age = entry.metadata().and_then(|metadata| metadata.modified())?;
             runs.push((age, cache.join(format!("run-{pid}"))));
@@ -379,16 +296,10 @@ fn remove_old_runs(cache: &Path) -> Result<()> {
 pub(crate) fn target_dir(repo: &Path) -> Result<PathBuf> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut metadata = Command::new(cargo);
-    metadata
-        .args(["metadata", "--no-deps", "--offline", "--format-version=1"])
-        .current_dir(repo);
+    metadata.args(["metadata", "--no-deps", "--offline", "--format-version=1"]).current_dir(repo);
     let metadata: serde_json::Value = serde_json::from_str(&output_of(&mut metadata)?)?;
-    let target = metadata
-        .get("target_directory")
-        .and_then(serde_json::Value::as_str);
-    target
-        .map(PathBuf::from)
-        .context("cargo metadata does not name the target folder")
+    let target = metadata.get("target_directory").and_then(serde_json::Value::as_str);
+    target.map(PathBuf::from).context("cargo metadata does not name the target folder")
 }
 
 /// `word` as one word of a shell command.

@@ -42,19 +42,13 @@ struct Scenario {
 pub(crate) fn run_scenarios(repo: &Path) -> Result<Vec<ScenarioResult>> {
     let begin = Instant::now();
     let scenarios = find(&repo.join("tests/vm"))?;
-    println!(
-        "\n     Running {} scenarios in the virtual machine (tests/vm)",
-        scenarios.len()
-    );
+    println!("\n     Running {} scenarios in the virtual machine (tests/vm)", scenarios.len());
     let results = match kernel::prepare(&target_dir(repo)?.join("vm")) {
         Ok(kernel) => boot_and_run(repo, &kernel, &scenarios)?,
         Err(error) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => {
             return Err(error.context("the virtual machine cannot run here, and in CI it must"));
         }
-        Err(error) => skip_all(
-            &scenarios,
-            &format!("the virtual machine cannot run here: {error:#}"),
-        ),
+        Err(error) => skip_all(&scenarios, &format!("the virtual machine cannot run here: {error:#}")),
     };
     summarize(&results, begin.elapsed());
     Ok(results)
@@ -62,46 +56,22 @@ pub(crate) fn run_scenarios(repo: &Path) -> Result<Vec<ScenarioResult>> {
 
 fn find(folder: &Path) -> Result<Vec<Scenario>> {
     let mut scenarios = Vec::new();
-    for entry in
-        fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
-    {
+    for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
         let file = path.file_name().unwrap_or_default().to_string_lossy();
-        let Some(name) = file
-            .strip_suffix(".sh")
-            .filter(|name| name.starts_with(|c: char| c.is_ascii_digit()))
-        else {
+        let Some(name) = file.strip_suffix(".sh").filter(|name| name.starts_with(|c: char| c.is_ascii_digit())) else {
             continue;
         };
-        let plain = name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
-        ensure!(
-            plain,
-            "{}: the name may have letters, digits and - only",
-            path.display()
-        );
+        let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        ensure!(plain, "{}: the name may have letters, digits and - only", path.display());
         let executable = path.metadata()?.permissions().mode() & 0o111 != 0;
-        ensure!(
-            executable,
-            "{} is not executable, so it would not run",
-            path.display()
-        );
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let deadline = match text
-            .lines()
-            .find_map(|line| line.strip_prefix("# deadline: "))
-        {
-            Some(seconds) => seconds
-                .parse()
-                .with_context(|| format!("{}: deadline {seconds:?}", path.display()))?,
+        ensure!(executable, "{} is not executable, so it would not run", path.display());
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let deadline = match text.lines().find_map(|line| line.strip_prefix("# deadline: ")) {
+            Some(seconds) => seconds.parse().with_context(|| format!("{}: deadline {seconds:?}", path.display()))?,
             None => DEADLINE,
         };
-        scenarios.push(Scenario {
-            name: name.to_owned(),
-            deadline,
-        });
+        scenarios.push(Scenario { name: name.to_owned(), deadline });
     }
     if scenarios.is_empty() {
         bail!("no scenario NN-name.sh in {}", folder.display());
@@ -110,16 +80,9 @@ fn find(folder: &Path) -> Result<Vec<Scenario>> {
     Ok(scenarios)
 }
 
-fn boot_and_run(
-    repo: &Path,
-    kernel: &kernel::Kernel,
-    scenarios: &[Scenario],
-) -> Result<Vec<ScenarioResult>> {
+fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, scenarios: &[Scenario]) -> Result<Vec<ScenarioResult>> {
     let job = Job::new(repo, kernel, include_str!("scenarios.sh"))?;
-    let list: String = scenarios
-        .iter()
-        .map(|s| format!("{} {}\n", s.name, s.deadline))
-        .collect();
+    let list: String = scenarios.iter().map(|s| format!("{} {}\n", s.name, s.deadline)).collect();
     fs::write(job.dir.join("scenarios"), list)?;
     let limit = BOOT + scenarios.iter().map(|s| s.deadline + GRACE).sum::<u64>();
     let mut results = Vec::new();
@@ -137,25 +100,13 @@ fn boot_and_run(
 /// Prints and keeps the results that the guest has written since.
 fn report_new(job: &Job, scenarios: &[Scenario], results: &mut Vec<ScenarioResult>) -> Result<()> {
     let text = fs::read_to_string(job.dir.join("results")).unwrap_or_default();
-    let complete = text
-        .split_inclusive('\n')
-        .filter(|line| line.ends_with('\n'));
+    let complete = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
     for (line, scenario) in complete.zip(scenarios).skip(results.len()) {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        let &[name, status, centiseconds] = fields.as_slice() else {
-            bail!("the guest's result {line:?}")
-        };
-        ensure!(
-            name == scenario.name,
-            "the guest ran {name} instead of {}",
-            scenario.name
-        );
-        let status: i32 = status
-            .parse()
-            .with_context(|| format!("the guest's result {line:?}"))?;
-        let centiseconds: u64 = centiseconds
-            .parse()
-            .with_context(|| format!("the guest's result {line:?}"))?;
+        let &[name, status, centiseconds] = fields.as_slice() else { bail!("the guest's result {line:?}") };
+        ensure!(name == scenario.name, "the guest ran {name} instead of {}", scenario.name);
+        let status: i32 = status.parse().with_context(|| format!("the guest's result {line:?}"))?;
+        let centiseconds: u64 = centiseconds.parse().with_context(|| format!("the guest's result {line:?}"))?;
         let output = fs::read(job.dir.join(format!("{name}.out"))).unwrap_or_default();
         let output = String::from_utf8_lossy(&output);
         let result = ScenarioResult {
@@ -177,16 +128,11 @@ fn report_new(job: &Job, scenarios: &[Scenario], results: &mut Vec<ScenarioResul
 }
 
 fn judge(status: i32, deadline: u64, output: &str) -> Outcome {
-    let reason = output
-        .lines()
-        .next()
-        .and_then(|line| line.strip_prefix("SKIP: "));
+    let reason = output.lines().next().and_then(|line| line.strip_prefix("SKIP: "));
     match (status, reason) {
         (0, _) => Outcome::Passed,
         (SKIPPED, Some(reason)) => Outcome::Skipped(reason.to_owned()),
-        (SKIPPED, None) => Outcome::Failed(
-            "exit 77, but the first line of output is not `SKIP: REASON`".to_owned(),
-        ),
+        (SKIPPED, None) => Outcome::Failed("exit 77, but the first line of output is not `SKIP: REASON`".to_owned()),
         (status, _) if OVERDUE.contains(&status) => {
             Outcome::Failed(format!("killed after its deadline of {deadline} s"))
         }
@@ -195,12 +141,7 @@ fn judge(status: i32, deadline: u64, output: &str) -> Outcome {
 }
 
 /// What the machine did not live to run has failed; if it ran all and still ended badly, the last one answers for that.
-fn report_unfinished(
-    job: &Job,
-    end: &End,
-    scenarios: &[Scenario],
-    results: &mut Vec<ScenarioResult>,
-) {
+fn report_unfinished(job: &Job, end: &End, scenarios: &[Scenario], results: &mut Vec<ScenarioResult>) {
     if results.len() == scenarios.len()
         && let Some(last) = results.last_mut()
     {
@@ -209,18 +150,10 @@ fn report_unfinished(
     }
     for scenario in scenarios.iter().skip(results.len()) {
         let outcome = Outcome::Failed(end.why());
-        let result = ScenarioResult {
-            name: scenario.name.clone(),
-            outcome,
-            duration: Duration::ZERO,
-        };
+        let result = ScenarioResult { name: scenario.name.clone(), outcome, duration: Duration::ZERO };
         report(&result);
         if let Ok(output) = fs::read_to_string(job.dir.join(format!("{}.out", scenario.name))) {
-            println!(
-                "---- vm::{} output ----\n{}",
-                scenario.name,
-                output.trim_end()
-            );
+            println!("---- vm::{} output ----\n{}", scenario.name, output.trim_end());
         }
         results.push(result);
     }
@@ -241,20 +174,12 @@ fn report(result: &ScenarioResult) {
     match &result.outcome {
         Outcome::Passed => println!("test vm::{} ... ok ({seconds:.1} s)", result.name),
         Outcome::Skipped(reason) => println!("test vm::{} ... ignored, {reason}", result.name),
-        Outcome::Failed(why) => println!(
-            "test vm::{} ... FAILED ({seconds:.1} s): {why}",
-            result.name
-        ),
+        Outcome::Failed(why) => println!("test vm::{} ... FAILED ({seconds:.1} s): {why}", result.name),
     }
 }
 
 fn summarize(results: &[ScenarioResult], time: Duration) {
-    let count = |wanted: fn(&Outcome) -> bool| {
-        results
-            .iter()
-            .filter(|result| wanted(&result.outcome))
-            .count()
-    };
+    let count = |wanted: fn(&Outcome) -> bool| results.iter().filter(|result| wanted(&result.outcome)).count();
     let passed = count(|outcome| matches!(outcome, Outcome::Passed));
     let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
     let ignored = count(|outcome| matches!(outcome, Outcome::Skipped(_)));
@@ -271,25 +196,17 @@ mod tests {
 
     #[test]
     fn judge_exit_77_without_a_reason_fails() {
-        assert!(matches!(
-            judge(77, 60, "some output\nSKIP: too late\n"),
-            Outcome::Failed(_)
-        ));
+        assert!(matches!(judge(77, 60, "some output\nSKIP: too late\n"), Outcome::Failed(_)));
     }
 
     #[test]
     fn judge_exit_77_with_a_reason_is_skipped() {
-        assert!(
-            matches!(judge(77, 60, "SKIP: no device\n"), Outcome::Skipped(reason) if reason == "no device")
-        );
+        assert!(matches!(judge(77, 60, "SKIP: no device\n"), Outcome::Skipped(reason) if reason == "no device"));
     }
 
     #[test]
     fn judge_a_reason_without_exit_77_is_not_skipped() {
         assert!(matches!(judge(0, 60, "SKIP: no device\n"), Outcome::Passed));
-        assert!(matches!(
-            judge(1, 60, "SKIP: no device\n"),
-            Outcome::Failed(_)
-        ));
+        assert!(matches!(judge(1, 60, "SKIP: no device\n"), Outcome::Failed(_)));
     }
 }

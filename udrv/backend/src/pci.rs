@@ -1,9 +1,7 @@
 //! PCI configuration space, as far as a driver needs it (PCI Local Bus Specification 3.0, chapter 6).
 
-use crate::mmio::{ByMessage, Io as _};
-use std::sync::Arc;
-use udrv_backend::register::{ReadOnly, ReadWrite, Register};
-use udrv_backend::{Backend, IrqIndex, RegionIndex, Result};
+use crate::register::{ReadOnly, ReadWrite, Readable, Register, Value, Word, Writable};
+use crate::{Backend, IrqIndex, RegionIndex, Result};
 
 bitflags::bitflags! {
     /// The command register (6.2.2).
@@ -19,7 +17,7 @@ bitflags::bitflags! {
         const INTERRUPT_DISABLE = 1 << 10;
     }
 }
-udrv_backend::flags_value!(Command, u16);
+crate::flags_value!(Command, u16);
 
 /// Vendor ID.
 pub const VENDOR_ID: Register<u16, ReadOnly> = Register::new("Vendor ID", 0x00);
@@ -61,14 +59,33 @@ impl Capability {
     }
 }
 
-/// Configuration space of one device.
-pub struct Config(ByMessage<dyn Backend>);
+/// Configuration space of one device, through its backend's config region.
+pub struct Config<'a, B: ?Sized>(&'a B);
 
-impl Config {
+impl<'a, B: Backend + ?Sized> Config<'a, B> {
     /// Over a backend's config region.
-    #[must_use]
-    pub fn new(backend: Arc<dyn Backend>) -> Self {
-        Self(ByMessage::new(backend, RegionIndex::CONFIG))
+    pub const fn new(backend: &'a B) -> Self {
+        Self(backend)
+    }
+
+    fn load<W: Word>(&self, offset: u64) -> Result<W> {
+        self.0.read(RegionIndex::CONFIG, offset, W::WIDTH).map(W::from_raw)
+    }
+
+    /// One register of it.
+    ///
+    /// # Errors
+    /// As [`Backend::read`].
+    pub fn read<V: Value, A: Readable>(&self, register: Register<V, A>) -> Result<V> {
+        Ok(V::from_word(self.load(register.offset)?))
+    }
+
+    /// Writes one register of it.
+    ///
+    /// # Errors
+    /// As [`Backend::write`].
+    pub fn write<V: Value, A: Writable>(&self, register: Register<V, A>, value: V) -> Result<()> {
+        self.0.write(RegionIndex::CONFIG, register.offset, V::Word::WIDTH, value.into_word().into_raw())
     }
 
     /// Vendor and device ID.
@@ -76,7 +93,7 @@ impl Config {
     /// # Errors
     /// As [`Backend::read`].
     pub fn id(&self) -> Result<(u16, u16)> {
-        Ok((self.0.read(VENDOR_ID)?, self.0.read(DEVICE_ID)?))
+        Ok((self.read(VENDOR_ID)?, self.read(DEVICE_ID)?))
     }
 
     /// Class code: base class, subclass, programming interface in the low 24 bits.
@@ -84,7 +101,7 @@ impl Config {
     /// # Errors
     /// As [`Backend::read`].
     pub fn class(&self) -> Result<u32> {
-        Ok(self.0.read(CLASS_REVISION)? >> 8)
+        Ok(self.read(CLASS_REVISION)? >> 8)
     }
 
     /// The command register.
@@ -92,7 +109,7 @@ impl Config {
     /// # Errors
     /// As [`Backend::read`].
     pub fn command(&self) -> Result<Command> {
-        self.0.read(COMMAND)
+        self.read(COMMAND)
     }
 
     /// Sets and clears bits of the command register, leaving the others.
@@ -100,8 +117,8 @@ impl Config {
     /// # Errors
     /// As [`Backend::read`] and [`Backend::write`].
     pub fn change_command(&self, set: Command, clear: Command) -> Result<()> {
-        let now = self.0.read(COMMAND)?;
-        self.0.write(COMMAND, (now - clear) | set)
+        let now = self.read(COMMAND)?;
+        self.write(COMMAND, (now - clear) | set)
     }
 
     /// The capability list; a list that loops or points outside is cut there.
@@ -111,13 +128,13 @@ impl Config {
     pub fn capabilities(&self) -> Result<Vec<Capability>> {
         const LIST_PRESENT: u16 = 1 << 4;
         let mut found = Vec::new();
-        if self.0.read(STATUS)? & LIST_PRESENT == 0 {
+        if self.read(STATUS)? & LIST_PRESENT == 0 {
             return Ok(found);
         }
-        let mut offset = self.0.read(CAPABILITIES)? & 0xfc;
+        let mut offset = self.read(CAPABILITIES)? & 0xfc;
         // 48 entries of 4 bytes fill all of the space behind the header: more is a loop.
         while offset >= 0x40 && found.len() < 48 {
-            let header: u16 = self.0.load(u64::from(offset))?;
+            let header: u16 = self.load(u64::from(offset))?;
             let [id, next] = header.to_le_bytes();
             found.push(Capability { offset, id });
             offset = next & 0xfc;
@@ -131,14 +148,14 @@ impl Config {
 ///
 /// # Errors
 /// The first that any step gave.
-pub fn quiesce(backend: &Arc<dyn Backend>) -> Result<()> {
+pub fn quiesce(backend: &(impl Backend + ?Sized)) -> Result<()> {
     let mut outcome = Ok(());
     for index in (0..backend.info().irqs).map(IrqIndex) {
         if backend.irq(index).is_ok_and(|irq| irq.count > 0) {
             outcome = outcome.and(backend.disable_irq(index));
         }
     }
-    let config = Config::new(Arc::clone(backend));
+    let config = Config::new(backend);
     outcome = outcome.and(config.change_command(Command::empty(), Command::BUS_MASTER));
     if let Some(device) = backend.resettable() {
         outcome = outcome.and(device.reset());
