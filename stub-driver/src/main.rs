@@ -1,2 +1,56 @@
-//! Takes PCI devices from the kernel and serves them to drivers over vfio-user.
-fn main() {}
+//! `stub-driver`: the command line of the host side.
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+use stub_driver::{bind, doctor, list, serve, status};
+
+#[derive(Parser)]
+#[command(
+    name = "stub-driver",
+    version,
+    about = "Takes PCI devices from the kernel and serves them to drivers over vfio-user",
+    after_help = "Examples:\n  stub-driver list\n  stub-driver doctor 0000:03:00.0\n  stub-driver serve pci:0000:03:00.0 --owner alice\n  \
+stub-driver serve model:edu --socket-dir /tmp/udrv\n\nThen, as that user: udrv info unix:/run/udrv/0000:03:00.0.sock"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show PCI devices, their groups, and what keeps each from being taken.
+    List(list::ListArgs),
+    /// Check what this machine, or one device, lacks; each failing line says what to do.
+    Doctor(doctor::DoctorArgs),
+    /// Take a device from its kernel driver.
+    Bind(bind::BindArgs),
+    /// Give a device back to the driver it had.
+    Release(bind::ReleaseArgs),
+    /// Serve devices over sockets until told to end (SIGTERM, SIGINT).
+    Serve(serve::ServeArgs),
+    /// Show what a running stub serves, and to whom.
+    Status(status::StatusArgs),
+}
+
+fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
+    let outcome = match Cli::parse().command {
+        Command::List(args) => list::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
+        Command::Bind(args) => bind::bind(&args),
+        Command::Release(args) => bind::release(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Status(args) => status::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("stub-driver: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
