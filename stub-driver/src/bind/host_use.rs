@@ -67,7 +67,7 @@ fn belongs_to(entry: &Path, device: &Path) -> bool {
     // A disk of an NVMe subsystem is below the subsystem, which links to each controller that reaches it.
     let links = std::fs::read_dir(entry.join("device")).into_iter().flatten().flatten();
     is_below(entry)
-        || (read(&entry.join("device/subsysnqn")) != "" && links.map(|link| link.path()).any(|link| is_below(&link)))
+        || (entry.join("device/subsysnqn").exists() && links.map(|link| link.path()).any(|link| is_below(&link)))
 }
 
 fn use_of_block(block: &Path, tables: &Tables) -> Option<HostUse> {
@@ -129,18 +129,24 @@ fn read(path: &Path) -> String {
 pub(crate) enum VfioUser {
     /// These processes, of those that we may look at.
     Processes(Vec<u32>),
-    /// Somebody: a process that we cannot see, such as one in another container.
-    Unseen,
+    /// Somebody: one of these, which have a VFIO device open, or a process that we cannot see, such as one in another
+    /// container. An open device keeps its group open, and does not say which device it is.
+    Unseen(Vec<u32>),
 }
 
 impl VfioUser {
     /// As a message names it.
     pub(crate) fn named(&self) -> String {
         match self {
-            Self::Processes(pids) => pids.iter().copied().map(process::named).collect::<Vec<_>>().join(", "),
-            Self::Unseen => "a process that cannot be seen from here".into(),
+            Self::Processes(pids) => all_named(pids),
+            Self::Unseen(pids) if pids.is_empty() => "a process that cannot be seen from here".into(),
+            Self::Unseen(pids) => format!("a process, probably {},", all_named(pids)),
         }
     }
+}
+
+fn all_named(pids: &[u32]) -> String {
+    pids.iter().copied().map(process::named).collect::<Vec<_>>().join(", ")
 }
 
 /// Who has the device or its group open. A group can be open once only, so the kernel's answer to us tells.
@@ -155,7 +161,8 @@ pub(crate) fn vfio_user(sysfs: &Sysfs, device: &PciDevice) -> Option<VfioUser> {
         return Some(VfioUser::Processes(pids));
     }
     let opened = open(&group, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty());
-    matches!(opened, Err(Errno::EBUSY)).then_some(VfioUser::Unseen)
+    matches!(opened, Err(Errno::EBUSY))
+        .then(|| VfioUser::Unseen(process::that_opened(&["anon_inode:[vfio-device]".into()])))
 }
 
 #[cfg(test)]

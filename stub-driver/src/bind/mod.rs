@@ -211,15 +211,13 @@ impl Binder {
         self.records.prepare()?;
         let lock = self.records.lock(bdf)?;
         let record = self.records.read(bdf)?.ok_or_else(not_taken)?;
-        match record.process {
-            Some(process) if process == Process::current()? => {
-                if record.person {
-                    self.records.write(bdf, &Record { process: None, ..record })?;
-                    return Ok(GivenBack::KeptForPerson);
-                }
-            }
-            Some(process) if process.is_alive() => {
+        match record.process.filter(Process::is_alive) {
+            Some(process) if process != Process::current()? => {
                 return Err(held_by(bdf, process, "ending it gives the device back"));
+            }
+            Some(_) if record.person => {
+                self.records.write(bdf, &Record { process: None, ..record })?;
+                return Ok(GivenBack::KeptForPerson);
             }
             _ => {}
         }

@@ -223,7 +223,7 @@ mod tests {
     fn lock_held_by_another_is_waited_for_no_longer_than_the_deadline() {
         let (_folder, records) = folder();
         let held = records.lock(BDF).expect("free");
-        let refused = records.lock_within(BDF, Duration::from_millis(50)).err().expect("held");
+        let refused = records.lock_within(BDF, Duration::from_millis(50)).map(drop).expect_err("held");
         assert!(refused.to_string().contains("still at work"), "{refused}");
         drop(held);
         records.lock(BDF).expect("free again");

@@ -112,7 +112,7 @@ fn in_use(sysfs: &Sysfs, device: &PciDevice, tables: &Tables) -> Vec<Finding> {
             VfioUser::Processes(pids) => {
                 format!("kill {}", pids.iter().map(u32::to_string).collect::<Vec<_>>().join(" "))
             }
-            VfioUser::Unseen => "sudo stub-driver doctor may see it".into(),
+            VfioUser::Unseen(_) => "sudo stub-driver doctor may see it".into(),
         };
         found.push(Finding::warn(what, format!("{by} has its VFIO group open"), fix));
     }

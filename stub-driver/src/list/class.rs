@@ -52,7 +52,7 @@ const SUBCLASSES: &[(u32, &str)] = &[
 
 const fn base_class_name(base: u32) -> &'static str {
     match base {
-        0x00 => "device older than class codes",
+        0x00 => "unclassified device",
         0x01 => "storage controller",
         0x02 => "network controller",
         0x03 => "display controller",
@@ -73,7 +73,7 @@ const fn base_class_name(base: u32) -> &'static str {
         0x12 => "processing accelerator",
         0x13 => "non-essential instrumentation",
         0x40 => "coprocessor",
-        0xff => "device of no class",
+        0xff => "device of an unassigned class",
         _ => "device of a reserved class",
     }
 }
@@ -92,7 +92,8 @@ mod tests {
     #[test]
     fn class_of_a_rare_subclass_is_named_by_its_base_class() {
         assert_eq!(class_name(0x02_8000), "network controller");
-        assert_eq!(class_name(0xff_0000), "device of no class");
+        assert_eq!(class_name(0xff_0000), "device of an unassigned class");
+        assert_eq!(class_name(0x00_ff00), "unclassified device");
         assert_eq!(class_name(0x20_0000), "device of a reserved class");
     }
 }
