@@ -1,15 +1,26 @@
 //! The virtual machine with a real VFIO host in it: QEMU's full emulation (no KVM needed) boots Debian's stock kernel with an
 //! IOMMU and PCI devices, and inside is the host's own user land, read-only below an overlay.
 //!
-//! Here is the command line. `vm/kernel.rs` gets programs and kernel, `vm/machine.rs` boots them, `vm/init.sh` is the guest's first
-//! process, and `vm/scenarios.rs` runs `tests/vm/NN-name.sh` (one boot for all).
+//! Here is the command line. `vm/apt.rs` and `vm/kernel.rs` get programs and kernel, `vm/machine.rs` boots them, `vm/init.sh` is the
+//! guest's first process, and `vm/scenarios.rs` runs `tests/vm/NN-name.sh` (one boot for all).
+//!
+//! Beside it, another machine: `vm/vfio_user.rs` shows the stub's device to a stock kernel through a newer QEMU's vfio-user client.
 
+mod apt;
+mod initramfs;
 mod kernel;
 mod machine;
+mod newer_qemu;
+mod run_folder;
 mod scenarios;
+mod verdict;
+mod vfio_user;
+mod watch;
 
 pub(crate) use machine::target_dir;
-pub(crate) use scenarios::{Outcome, run_scenarios};
+pub(crate) use scenarios::{run_scenarios, titles};
+pub(crate) use verdict::{Verdict, conclude};
+pub(crate) use vfio_user::{TESTS as VFIO_USER_TESTS, run as run_vfio_user};
 
 use anyhow::{Context as _, Result, bail};
 use machine::{Console, Job, shell_quote};
@@ -51,7 +62,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
         Some(0) => Ok(()),
         Some(status) => std::process::exit(status),
         None if args.shell => Ok(()), // left by Ctrl-A x
-        None => bail!("{}\n{}", end.why(), job.log_tail()),
+        None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
     }
 }
 
