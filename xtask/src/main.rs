@@ -8,10 +8,10 @@ mod vm;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Demo, tests and virtual machine of udrv")]
+#[command(name = "xtask", bin_name = "cargo xtask", about = "Demo, tests and virtual machine of udrv")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -27,11 +27,18 @@ enum Task {
     Vm(vm::VmArgs),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

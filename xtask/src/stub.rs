@@ -1,10 +1,10 @@
 //! The stub as a process of its own.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
 /// How long it may take until it serves.
@@ -45,8 +45,10 @@ impl Stub {
                 }
             }
         });
-        told.recv_timeout(PATIENCE)
-            .map_err(|_| anyhow::anyhow!("the stub did not say `ready` within {PATIENCE:?}: see its output above"))?;
+        told.recv_timeout(PATIENCE).map_err(|error| match error {
+            RecvTimeoutError::Timeout => anyhow!("the stub did not say `ready` within {PATIENCE:?}"),
+            RecvTimeoutError::Disconnected => anyhow!("the stub ended before it said `ready`: see what it said above"),
+        })?;
         Ok(stub)
     }
 

@@ -78,7 +78,7 @@ const STEPS: [Step; 6] = [
         next: "cargo xtask vm -- tests/vm/NAME.sh, or look around in cargo xtask vm --shell",
         boots: true,
         run: |context| {
-            build_binaries()?;
+            vm::build_binaries()?;
             conclude(&vm::run_scenarios(&context.repo, &context.filter)?)
         },
     },
@@ -88,7 +88,7 @@ const STEPS: [Step; 6] = [
         next: "cargo xtask test vfio_user; the guest's log is named above",
         boots: true,
         run: |context| {
-            build_binaries()?;
+            vm::build_binaries()?;
             conclude(&vm::run_vfio_user(&context.repo)?)
         },
     },
@@ -168,11 +168,6 @@ fn overview(ended: &[Ended], time: Duration) -> usize {
 
 fn run_cargo(args: &[&str]) -> Result<Option<String>> {
     succeed(cargo().args(args).stdin(Stdio::null())).map(|()| None)
-}
-
-/// What the machines run.
-fn build_binaries() -> Result<()> {
-    run_cargo(&["build", "--quiet", "--workspace", "--bins", "--examples", "--locked"]).map(|_| ())
 }
 
 fn conclude(verdicts: &[Verdict]) -> Result<Option<String>> {

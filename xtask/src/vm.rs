@@ -29,10 +29,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask vm --shell                      look around; stub-driver and udrv are in PATH\n  \
+cargo xtask vm -- stub-driver list          one command\n  cargo xtask vm -- tests/vm/00-host.sh       one scenario\n\n\
+Debian's stock kernel with an IOMMU and VFIO, two edu devices (00:04.0, 00:05.0), NVMe (00:06.0), e1000e (00:07.0), a serial port \
+(00:08.0); the host's files below an overlay, so that nothing done inside reaches the host."
+)]
 pub(crate) struct VmArgs {
     /// Open a shell in the virtual machine (Ctrl-A x ends the machine).
     #[arg(long, conflicts_with = "command")]
     shell: bool,
+    /// Take the binaries as they are instead of building them first.
+    #[arg(long)]
+    no_build: bool,
     /// How long boot and command may take together, in seconds (a shell may take forever).
     #[arg(long, default_value_t = 300, value_name = "SECS")]
     timeout: u64,
@@ -51,6 +60,9 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     } else {
         (Console::Output(Duration::from_secs(args.timeout)), command_script(&args.command))
     };
+    if !args.no_build {
+        build_binaries()?;
+    }
     let cache = machine::target_dir(&repo)?.join("vm");
     let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
     let job = Job::new(&repo, &kernel, &script)?;
@@ -64,6 +76,12 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
         None if args.shell => Ok(()), // left by Ctrl-A x
         None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
     }
+}
+
+/// What is to be run in the machines, and beside them.
+pub(crate) fn build_binaries() -> Result<()> {
+    let arguments = ["build", "--quiet", "--workspace", "--bins", "--examples", "--locked"];
+    crate::succeed(crate::cargo().args(arguments).stdin(std::process::Stdio::null()))
 }
 
 /// The repository this xtask belongs to.

@@ -101,6 +101,7 @@ impl<M: DeviceModel> Inner<M> {
     /// The one place where interrupts come from: derived from state after every access.
     fn sync(&mut self) {
         let asserted = self.model.interrupt();
+        self.config.show_interrupt(asserted);
         self.lines.update(asserted && self.config.pin_enabled(), asserted && self.config.bus_master());
     }
 }

@@ -103,8 +103,9 @@ impl<'a> Job<'a> {
         fs::write(folder.file("config"), config)?;
         let path = std::env::var("PATH").unwrap_or_default();
         let prelude = format!(
-            "export PATH={}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n\
+            "export PATH={}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n\
              export UDRV_BIN={} UDRV_VM_RUN={}\ncd {} || exit 125\n",
+            shell_quote(&target.join("debug").to_string_lossy()),
             shell_quote(&path),
             shell_quote(&target.join("debug").to_string_lossy()),
             shell_quote(&folder.path.to_string_lossy()),
