@@ -31,6 +31,8 @@ impl Stub {
         let mut process = dies_with_us(&program)
             .args(["serve", "model:edu", "--socket-dir"])
             .arg(sockets)
+            // it is seen beside other output: let it speak up only if something is wrong
+            .env("RUST_LOG", "warn")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()
