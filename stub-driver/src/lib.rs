@@ -1,7 +1,6 @@
 //! Takes PCI devices from the kernel and serves them to drivers over vfio-user.
 
 pub mod bind;
-mod clock;
 pub mod doctor;
 #[cfg(test)]
 mod fake_sysfs;

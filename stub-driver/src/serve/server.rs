@@ -106,7 +106,7 @@ impl Served {
         let tenant = Tenant {
             pid: peer.pid(),
             uid: peer.uid(),
-            since: crate::clock::now(),
+            since: udrv_backend::clock::now(),
             counters: Arc::clone(&counters),
             stream: handle,
             device: None,
