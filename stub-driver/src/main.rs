@@ -1,6 +1,7 @@
 //! `stub-driver`: the command line of the host side.
 
 use clap::{Parser, Subcommand};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use stub_driver::{bind, doctor, list, serve, status};
 
@@ -36,9 +37,18 @@ enum Command {
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::builder()
+                .with_default_directive(tracing::level_filters::LevelFilter::INFO.into())
+                .from_env_lossy(),
+        )
         .init();
-    let outcome = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return misused(&error),
+    };
+    let outcome = match command {
         Command::List(args) => list::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bind(args) => bind::bind(&args),
@@ -52,5 +62,16 @@ fn main() -> ExitCode {
             eprintln!("stub-driver: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A value of the wrong form is one line, as every other error; clap says the rest, help and version included.
+fn misused(error: &clap::Error) -> ExitCode {
+    match std::error::Error::source(error) {
+        Some(wrong) if error.kind() == clap::error::ErrorKind::ValueValidation => {
+            eprintln!("stub-driver: {wrong}");
+            ExitCode::from(2)
+        }
+        _ => error.exit(),
     }
 }
