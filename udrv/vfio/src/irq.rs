@@ -237,9 +237,14 @@ impl Index {
             Err(error) => return Err(error),
         };
         self.enabled = vectors;
-        // The kernel (6.1 does) may mask a line that is asserted while it is being armed without signalling it, and signals
-        // it here. One that was signalled may be signalled once more, which a handler of level interrupts must bear.
-        if self.info.flags.contains(IrqFlags::AUTOMASKED) { self.tell_mask(device, false) } else { Ok(()) }
+        // Not every interrupt controller reports a line that was asserted before it was enabled (QEMU's with interrupt
+        // remapping does not). Unmasking what is masked makes the kernel look at the device, and signal. One that was
+        // signalled may be signalled once more, which a handler of level interrupts must bear.
+        if self.info.flags.contains(IrqFlags::AUTOMASKED) {
+            self.tell_mask(device, true)?;
+            self.tell_mask(device, false)?;
+        }
+        Ok(())
     }
 
     /// Tells the kernel the triggers of `start..end`.
