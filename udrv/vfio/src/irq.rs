@@ -31,10 +31,6 @@ struct Index {
     armed: Vec<Option<Line>>,
     /// How many vectors the kernel has enabled; 0 if the index is down.
     enabled: u32,
-    /// By [`Irqs::mask`]; the kernel's own masking before a signal is not seen here.
-    masked: bool,
-    /// Fired while masked.
-    held: bool,
 }
 
 /// One vector's trigger, as the kernel is given it.
@@ -64,7 +60,7 @@ impl Irqs {
             let flags = IrqFlags::from_bits_truncate(info.flags);
             let info = IrqInfo { index: IrqIndex(number), count: info.count, flags };
             let armed = std::iter::repeat_with(|| None).take(info.count as usize).collect();
-            Ok(Index { info, armed, enabled: 0, masked: false, held: false })
+            Ok(Index { info, armed, enabled: 0 })
         };
         Ok(Self { indices: (0..count).map(index).collect::<Result<_>>()?, relay: None })
     }
@@ -140,11 +136,7 @@ impl Irqs {
 
     /// After a reset, in which the kernel may have taken triggers down: arms every vector anew, unmasked.
     pub(crate) fn rearm_all(&mut self, device: Device<'_>) -> Result<()> {
-        let rearm = |index: &mut Index| {
-            (index.masked, index.held) = (false, false);
-            index.rearm(device)
-        };
-        self.indices.iter_mut().map(rearm).fold(Ok(()), Result::and)
+        self.indices.iter_mut().map(|index| index.rearm(device)).fold(Ok(()), Result::and)
     }
 
     /// As [`udrv_backend::Backend::mask_irq`] and [`udrv_backend::Backend::unmask_irq`].
@@ -153,15 +145,8 @@ impl Irqs {
         if !at.info.flags.contains(IrqFlags::MASKABLE) {
             return Err(Error::NotSupported { what: "masking a message-signalled vector", by: "kernel VFIO".into() });
         }
-        // Before it is armed there is nothing to tell the kernel; arming it tells.
-        if at.enabled > 0 {
-            at.tell_mask(device, masked)?;
-        }
-        at.masked = masked;
-        if !masked && std::mem::take(&mut at.held) {
-            at.fire(device, vector)?;
-        }
-        Ok(())
+        // The mask is the trigger's: without one there is none.
+        if at.enabled > 0 { at.tell_mask(device, masked) } else { Ok(()) }
     }
 
     /// As [`udrv_backend::Backend::fire_irq`].
@@ -252,7 +237,14 @@ impl Index {
             Err(error) => return Err(error),
         };
         self.enabled = vectors;
-        if self.masked { self.tell_mask(device, true) } else { Ok(()) }
+        // Not every interrupt controller reports a line that was asserted before it was enabled (QEMU's with interrupt
+        // remapping does not). Unmasking what is masked makes the kernel look at the device, and signal. One that was
+        // signalled may be signalled once more, which a handler of level interrupts must bear.
+        if self.info.flags.contains(IrqFlags::AUTOMASKED) {
+            self.tell_mask(device, true)?;
+            self.tell_mask(device, false)?;
+        }
+        Ok(())
     }
 
     /// Tells the kernel the triggers of `start..end`.
@@ -273,7 +265,6 @@ impl Index {
     fn disarm(&mut self, device: Device<'_>) -> Result<()> {
         self.take_down(device)?;
         self.armed.fill_with(|| None);
-        (self.masked, self.held) = (false, false);
         Ok(())
     }
 
@@ -283,12 +274,8 @@ impl Index {
         self.tell(device, doing, 0, &IrqAction::Bare { action, count: 1 })
     }
 
-    fn fire(&mut self, device: Device<'_>, vector: u32) -> Result<()> {
+    fn fire(&self, device: Device<'_>, vector: u32) -> Result<()> {
         if self.armed.get(vector as usize).is_none_or(Option::is_none) {
-            return Ok(());
-        }
-        if self.masked {
-            self.held = true;
             return Ok(());
         }
         self.tell(device, "firing", vector, &IrqAction::Bare { action: VFIO_IRQ_SET_ACTION_TRIGGER, count: 1 })
