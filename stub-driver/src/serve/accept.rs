@@ -27,8 +27,8 @@ pub(super) trait Service: Send + Sync + 'static {
     fn listener(&self) -> &Listener;
     /// Whether this user may come in.
     fn admits(&self, user: Uid) -> bool;
-    /// Serves one client until it goes, or its stream is shut down. Returns why it ended.
-    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) -> String;
+    /// Serves one client until it goes, or its stream is shut down.
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials);
 }
 
 /// A service that runs. Dropping it shuts every connection down and waits for all of them to end.
@@ -122,9 +122,8 @@ impl<S: Service> Door<'_, S> {
         }
         self.connections().insert(number, stream.try_clone()?);
         let started = thread::Builder::new().name(name.into()).spawn_scoped(scope, move || {
-            match catch_unwind(AssertUnwindSafe(|| self.service.serve(stream, &peer))) {
-                Ok(why) => tracing::info!("{name}: process {pid} of user {uid} left: {why}"),
-                Err(_) => tracing::error!("{name}: the connection of process {pid} panicked"),
+            if catch_unwind(AssertUnwindSafe(|| self.service.serve(stream, &peer))).is_err() {
+                tracing::error!("{name}: the connection of process {pid} panicked");
             }
             self.connections().remove(&number);
         });
