@@ -192,3 +192,31 @@ fn reset_by_the_client_reaches_the_device() {
     client.call(Command::DEVICE_RESET, &[], &[]).expect("reset");
     assert_eq!(served.recorder.taken_log(), ["reset"]);
 }
+
+#[test]
+fn reset_that_takes_long_delays_no_other_device() {
+    let (slow, other) = (serve(), serve());
+    let resetting = slow.recorder.resetting.lock().expect("unpoisoned");
+    let mut client = slow.client();
+    client.send(Command::DEVICE_RESET, &[], &[]);
+    other.client().assert_served();
+    drop(resetting);
+    client.reply().expect("reset");
+}
+
+#[test]
+fn client_that_comes_while_the_lease_before_is_ended_slowly_is_served_after_it() {
+    let served = serve();
+    let resetting = served.recorder.resetting.lock().expect("unpoisoned");
+    drop(served.client());
+    let mut next = Client::over(UnixStream::connect(served.folder.join("it.sock")).expect("connected"));
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(move || next.hello().map(|_| next));
+        // It cannot have been answered: its device is being reset.
+        assert!(served.steps.recv_timeout(Duration::from_millis(200)).is_err(), "the lease ended without its reset");
+        assert!(!answer.is_finished(), "there are two leases");
+        drop(resetting);
+        answer.join().expect("no panic").expect("a lease").assert_served();
+    });
+    assert_eq!(served.end_of_lease(), ORDER);
+}

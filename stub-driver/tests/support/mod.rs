@@ -169,6 +169,8 @@ pub struct Recorder {
     pub failing: Mutex<Vec<&'static str>>,
     /// A call whose log line starts so panics.
     pub panicking: Mutex<Option<&'static str>>,
+    /// Held, a reset takes until it is let go.
+    pub resetting: Mutex<()>,
     bar0: OwnedFd,
     config: Mutex<Vec<u8>>,
     pub triggers: Mutex<Vec<Option<OwnedFd>>>,
@@ -181,6 +183,7 @@ impl Default for Recorder {
             log: Mutex::default(),
             failing: Mutex::default(),
             panicking: Mutex::default(),
+            resetting: Mutex::default(),
             bar0: memfd(BAR0_SIZE),
             // Bus mastering on, as a driver leaves it.
             config: Mutex::new((0..=255).map(|byte| if byte == 4 { 6 } else { 0 }).collect()),
@@ -315,6 +318,7 @@ impl Backend for Recorder {
 
 impl Reset for Recorder {
     fn reset(&self) -> Result<()> {
+        let _wait = lock(&self.resetting);
         self.record("reset".into())
     }
 }
