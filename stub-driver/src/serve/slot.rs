@@ -1,8 +1,7 @@
 //! Who has a device: nobody, one client, or one client that is just being shown out.
 
+use super::accept::has_hung_up;
 use super::lease::Counters;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,12 +26,6 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    fn has_hung_up(&self) -> bool {
-        // POLLHUP, once both directions are closed, is reported unasked.
-        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-    }
-
     fn revoke(&mut self, why: &str) {
         self.revoked.get_or_insert_with(|| why.into());
         // It may have gone by itself, which serves as well.
@@ -75,7 +68,7 @@ impl Slot {
                     guard.0 = State::Held(tenant);
                     return Ok(());
                 }
-                State::Held(other) if !other.has_hung_up() => {
+                State::Held(other) if !has_hung_up(&other.stream) => {
                     return Err(format!("process {} of user {} has it", other.pid, other.uid));
                 }
                 _ if left.is_zero() => return Err(format!("the lease before did not end within {PATIENCE:?}")),
