@@ -60,6 +60,8 @@ fn start_stub(binaries: &Path, sockets: &Path) -> Result<Stub> {
     let mut child = Command::new(&program)
         .args(["serve", "model:edu", "--socket-dir"])
         .arg(sockets)
+        // What the page shows is the driver; the stub speaks up if something is wrong.
+        .env("RUST_LOG", "warn")
         .stdout(Stdio::piped())
         .spawn()
         .with_context(|| format!("starting {}", program.display()))?;

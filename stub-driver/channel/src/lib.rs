@@ -2,18 +2,27 @@
 //!
 //! A message is read whole or not at all: once its first byte has come, the rest must within the deadline. Descriptors
 //! beyond what the receiver allows are closed. Nothing is allocated beyond the limit on a message's size.
+#![forbid(unsafe_code)]
 
-use nix::errno::Errno as OsErrno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno as OsErrno;
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, sendmsg,
+};
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 use udrv_wire::{Header, HeaderError, Limits};
 
-/// Most descriptors that any message may carry here.
+/// Most descriptors that any message may carry here; also the most that QEMU's client accepts as a server's limit.
 pub const MAX_FDS: usize = 16;
+
+/// Most descriptors that the kernel passes at once (`SCM_MAX_FD`, net/scm.h): room for all, so that every one is received,
+/// and closed if it is too many.
+const KERNEL_MAX_FDS: usize = 253;
 
 /// Why no message came or went.
 #[derive(Debug, thiserror::Error)]
@@ -27,9 +36,6 @@ pub enum ChannelError {
     /// The deadline passed.
     #[error("nothing came within {0:?}")]
     Timeout(Duration),
-    /// Whoever holds the other end of the stop descriptor wants this one to end.
-    #[error("asked to stop")]
-    Stopped,
     /// The header is malformed. The stream cannot be followed after it.
     #[error(transparent)]
     Header(#[from] HeaderError),
@@ -45,8 +51,17 @@ pub struct Message {
     pub header: Header,
     /// What followed.
     pub payload: Vec<u8>,
-    /// The descriptors that came along.
+    /// The descriptors that came along, [`MAX_FDS`] at most.
     pub fds: Vec<OwnedFd>,
+    /// How many more came and were closed.
+    pub surplus_fds: usize,
+}
+
+/// Descriptors received so far.
+#[derive(Default)]
+struct Received {
+    kept: Vec<OwnedFd>,
+    surplus: usize,
 }
 
 /// One end of a connection.
@@ -55,13 +70,6 @@ pub struct Channel {
     stream: UnixStream,
     limits: Limits,
     patience: Duration,
-}
-
-/// Takes what the kernel has just installed for us.
-#[expect(unsafe_code, reason = "nix hands received descriptors over as bare integers")]
-fn own(raw: std::os::fd::RawFd) -> OwnedFd {
-    // SAFETY: SCM_RIGHTS installed this descriptor in this process a moment ago, and nobody else has been told of it.
-    unsafe { OwnedFd::from_raw_fd(raw) }
 }
 
 impl Channel {
@@ -86,23 +94,17 @@ impl Channel {
         self.patience
     }
 
-    /// Waits without a deadline until a message begins, the peer goes, or `stop` becomes readable.
+    /// Waits without a deadline until a message begins or the peer goes. Shutting the socket down, through a clone of
+    /// it on another thread, ends this wait and every other.
     ///
     /// # Errors
-    /// [`ChannelError::Stopped`], [`ChannelError::Os`].
-    pub fn wait(&self, stop: BorrowedFd<'_>) -> Result<(), ChannelError> {
+    /// [`ChannelError::Os`].
+    pub fn wait(&self) -> Result<(), ChannelError> {
         loop {
-            let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLIN), PollFd::new(stop, PollFlags::POLLIN)];
-            match poll(&mut fds, PollTimeout::NONE) {
-                Err(OsErrno::EINTR) => continue,
+            match poll(&mut [PollFd::new(&self.stream, PollFlags::IN)], None) {
+                Ok(_) => return Ok(()),
+                Err(OsErrno::INTR) => {}
                 Err(errno) => return Err(std::io::Error::from(errno).into()),
-                Ok(_) => {}
-            }
-            if fds[1].any().unwrap_or(true) {
-                return Err(ChannelError::Stopped);
-            }
-            if fds[0].any().unwrap_or(true) {
-                return Ok(());
             }
         }
     }
@@ -121,42 +123,40 @@ impl Channel {
     /// # Errors
     /// See [`ChannelError`].
     pub fn receive_by(&self, until: Instant) -> Result<Message, ChannelError> {
-        let mut fds = Vec::new();
+        let mut fds = Received::default();
         let mut head = [0; 16];
         self.fill(&mut head, &mut fds, until, true)?;
         let header = Header::decode(&head, self.limits.max_message_size)?;
         let mut payload = vec![0; header.payload_len() as usize];
         self.fill(&mut payload, &mut fds, until, false)?;
-        Ok(Message { header, payload, fds })
+        Ok(Message { header, payload, fds: fds.kept, surplus_fds: fds.surplus })
     }
 
-    fn fill(&self, into: &mut [u8], fds: &mut Vec<OwnedFd>, until: Instant, first: bool) -> Result<(), ChannelError> {
+    fn fill(&self, into: &mut [u8], fds: &mut Received, until: Instant, first: bool) -> Result<(), ChannelError> {
         let mut done = 0;
         while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match self.receive_some(rest, fds) {
                 Ok(0) if first && done == 0 => return Err(ChannelError::Closed),
                 Ok(0) => return Err(ChannelError::Cut),
                 Ok(read) => done += read,
-                Err(OsErrno::EINTR) => {}
-                Err(OsErrno::EAGAIN) => self.ready(PollFlags::POLLIN, until)?,
-                Err(OsErrno::ECONNRESET) => return Err(ChannelError::Closed),
+                Err(OsErrno::INTR) => {}
+                Err(OsErrno::AGAIN) => self.ready(PollFlags::IN, until)?,
+                Err(OsErrno::CONNRESET) => return Err(ChannelError::Closed),
                 Err(errno) => return Err(std::io::Error::from(errno).into()),
             }
         }
         Ok(())
     }
 
-    fn receive_some(&self, into: &mut [u8], fds: &mut Vec<OwnedFd>) -> nix::Result<usize> {
-        let mut space = nix::cmsg_space!([std::os::fd::RawFd; MAX_FDS]);
-        let mut parts = [IoSliceMut::new(into)];
-        let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
-        let came = recvmsg::<UnixAddr>(self.stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-        for message in came.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = message {
-                for fd in raw.into_iter().map(own) {
-                    if fds.len() < MAX_FDS {
-                        fds.push(fd);
-                    }
+    fn receive_some(&self, into: &mut [u8], fds: &mut Received) -> rustix::io::Result<usize> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KERNEL_MAX_FDS))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+        let came = recvmsg(&self.stream, &mut [IoSliceMut::new(into)], &mut control, flags)?;
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = message {
+                for fd in rights {
+                    if fds.kept.len() < MAX_FDS { fds.kept.push(fd) } else { fds.surplus += 1 }
                 }
             }
         }
@@ -168,9 +168,9 @@ impl Channel {
         if left.is_zero() {
             return Err(ChannelError::Timeout(self.patience));
         }
-        let timeout = PollTimeout::try_from(left.as_millis().max(1)).unwrap_or(PollTimeout::MAX);
-        match poll(&mut [PollFd::new(self.stream.as_fd(), wanted)], timeout) {
-            Ok(_) | Err(OsErrno::EINTR) => Ok(()),
+        let timeout = Timespec::try_from(left).ok();
+        match poll(&mut [PollFd::new(&self.stream, wanted)], timeout.as_ref()) {
+            Ok(_) | Err(OsErrno::INTR) => Ok(()),
             Err(errno) => Err(std::io::Error::from(errno).into()),
         }
     }
@@ -184,21 +184,23 @@ impl Channel {
         let mut bytes = Vec::with_capacity(16 + payload.len());
         bytes.extend_from_slice(&header.encode());
         bytes.extend_from_slice(payload);
-        let raw: Vec<_> = fds.iter().map(|fd| fd.as_raw_fd()).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let mut control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KERNEL_MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+            return Err(std::io::Error::from(OsErrno::TOOMANYREFS).into());
+        }
         let mut done = 0;
         while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
-            let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-            match sendmsg::<UnixAddr>(self.stream.as_raw_fd(), &[IoSlice::new(rest)], control, flags, None) {
+            let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+            match sendmsg(&self.stream, &[IoSlice::new(rest)], &mut control, flags) {
                 Ok(sent) => {
                     done += sent;
                     // They went with the first bytes.
-                    control = &[];
+                    control.clear();
                 }
-                Err(OsErrno::EINTR) => {}
-                Err(OsErrno::EAGAIN) => self.ready(PollFlags::POLLOUT, until)?,
-                Err(OsErrno::EPIPE | OsErrno::ECONNRESET) => return Err(ChannelError::Closed),
+                Err(OsErrno::INTR) => {}
+                Err(OsErrno::AGAIN) => self.ready(PollFlags::OUT, until)?,
+                Err(OsErrno::PIPE | OsErrno::CONNRESET) => return Err(ChannelError::Closed),
                 Err(errno) => return Err(std::io::Error::from(errno).into()),
             }
         }

@@ -1,0 +1,127 @@
+//! The command: serves what was asked for until it is told to end.
+
+use super::config::{self, Plan, Planned};
+use super::control::ControlServer;
+use super::device::{self, DeviceAddress};
+use super::server::DeviceServer;
+use super::socket;
+use crate::bind::Binder;
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{SigSet, Signal};
+use std::io::Write as _;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::PathBuf;
+
+/// Where sockets are unless told otherwise.
+pub(crate) const SOCKET_DIR: &str = "/run/udrv";
+
+/// `stub-driver serve`
+#[derive(Debug, clap::Args)]
+pub struct ServeArgs {
+    /// What to serve: pci:0000:03:00.0, or model:edu.
+    #[arg(value_name = "DEVICE", required_unless_present = "config")]
+    pub(super) devices: Vec<DeviceAddress>,
+    /// Where the sockets are made [default: the file's, or /run/udrv].
+    #[arg(long, value_name = "DIR")]
+    pub(super) socket_dir: Option<PathBuf>,
+    /// Whom to serve, by name or number [default: the file's, or whoever runs this].
+    #[arg(long, value_name = "USER")]
+    pub(super) owner: Option<String>,
+    /// Let clients map registers. Of a PCI device they are then given the VFIO descriptor, which allows all of it.
+    #[arg(long, requires = "devices")]
+    pub(super) mmap: bool,
+    /// A TOML file that lists devices to serve, beside those given here.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Take a PCI device from its driver only while a client has it.
+    #[arg(long, requires = "devices")]
+    pub(super) per_lease: bool,
+}
+
+/// Serves until SIGTERM, SIGINT or SIGHUP.
+///
+/// # Errors
+/// Why a device cannot be served; nothing is then served, and what was taken is given back.
+pub fn run(args: &ServeArgs) -> Result<()> {
+    let plan = config::plan(args)?;
+    // Blocked before the first thread, so that all inherit it and only `wait` below takes them.
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    signals.thread_block().context("blocking signals")?;
+    repair();
+
+    socket::make_folder(&plan.socket_dir)?;
+    let most_mappings = mappings_each(plan.devices.len());
+    let mut servers = Vec::new();
+    for device in &plan.devices {
+        servers.push(start(device, &plan, most_mappings)?);
+    }
+    let mut control = ControlServer::start(&plan.socket_dir, plan.owner, &servers)?;
+    tell("ready");
+    if let Err(error) = notify() {
+        tracing::warn!("telling the service manager: {error}");
+    }
+    let signal = signals.wait().context("waiting for a signal")?;
+    tracing::info!("{signal}: ending");
+    // All at once, then each is waited for: one slow reset delays no other.
+    control.stop();
+    servers.iter_mut().for_each(DeviceServer::stop);
+    drop(control);
+    drop(servers);
+    Ok(())
+}
+
+fn start(device: &Planned, plan: &Plan, most_mappings: u32) -> Result<DeviceServer> {
+    let name = device.address.name();
+    let export = device::export(device)?.mappings_at_most(most_mappings);
+    // Opened once now, so that what is wrong is said here and not to the first client.
+    let what = device::describe(&*export.open()?.device)?;
+    let server = DeviceServer::start(export, &plan.socket_dir.join(format!("{name}.sock")))?;
+    tell(&format!("{}  {what}", server.path().display()));
+    if device.mmap && matches!(device.address, DeviceAddress::Pci(_)) {
+        tracing::warn!("{name}: --mmap gives its clients the VFIO descriptor, with which they can do anything to it");
+    }
+    Ok(server)
+}
+
+/// What a dead stub had taken goes back first: it may be what is to be served now.
+fn repair() {
+    match Binder::default().repair() {
+        Ok(repaired) => {
+            for device in repaired {
+                let to = device.driver.as_deref().unwrap_or("no driver, as before");
+                eprintln!("{}: left by a stub that is dead, given back to {to}", device.bdf);
+            }
+        }
+        Err(error) => tracing::warn!("looking for what a dead stub left: {error}"),
+    }
+}
+
+/// How many DMA mappings, each of which may keep a descriptor, the client of each device may have, so that it cannot use
+/// up what the others need. Raises this process's limit as far as it may first.
+fn mappings_each(devices: usize) -> u32 {
+    let resource = Resource::RLIMIT_NOFILE;
+    let limit =
+        getrlimit(resource).map_or(1024, |(soft, hard)| setrlimit(resource, hard, hard).map_or(soft, |()| hard));
+    let each = (limit / 2).checked_div(devices as u64).unwrap_or(0);
+    u32::try_from(each).unwrap_or(u32::MAX)
+}
+
+/// A line on standard output, whose reader may have gone.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
+/// Tells the service manager that sockets are there (`sd_notify(3)`), if one asks for it.
+fn notify() -> std::io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match path.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(path)?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
+}

@@ -1,0 +1,275 @@
+//! The control socket: what vfio-user has no word for. One JSON object a line, one reply a line:
+//!
+//! ```json
+//! {"request":"status"}
+//! {"request":"peek","device":"edu","region":0,"offset":0,"width":32}
+//! {"request":"revoke","device":"edu"}
+//! ```
+//!
+//! A reply is `{"ok":…}` or `{"error":"…"}`. Root and whoever runs the stub may ask about every device, anybody else about
+//! those that are served to them.
+
+use super::accept::{Running, Service};
+use super::lease::Counters;
+use super::server::{DeviceServer, PATIENCE, Served};
+use super::slot::Tenant;
+use super::socket::Listener;
+use anyhow::{Context as _, Result};
+use nix::sys::socket::UnixCredentials;
+use nix::unistd::{Uid, geteuid};
+use serde::{Deserialize, Serialize};
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use udrv_backend::{AnyBackend, RegionIndex, Width};
+
+/// The socket's name in the folder of the others.
+pub(crate) const SOCKET: &str = "control.sock";
+
+/// Longest line, bytes.
+const MAX_LINE: usize = 4096;
+
+/// How long a revoked lease may take to end: a device's reset is part of it.
+const REVOKE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// One line to the stub.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Request {
+    /// What is served, and to whom.
+    #[serde(alias = "list")]
+    Status,
+    /// Reads one register, through the client's own lease: it may stand in a debugger meanwhile. A register whose reading
+    /// has a side effect has it.
+    Peek {
+        /// Name of the device, as in [`DeviceStatus::name`].
+        device: String,
+        /// Region index, as in VFIO.
+        region: u32,
+        /// Bytes into it.
+        offset: u64,
+        /// 8, 16, 32 or 64.
+        width: u64,
+    },
+    /// Ends the lease of a device now.
+    Revoke {
+        /// Name of the device.
+        device: String,
+    },
+}
+
+/// One line back.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply<T> {
+    /// Done.
+    Ok(T),
+    /// Why not.
+    Error(String),
+}
+
+/// The answer to [`Request::Status`].
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// The stub's process.
+    pub pid: u32,
+    /// What it serves.
+    pub devices: Vec<DeviceStatus>,
+}
+
+/// One device.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DeviceStatus {
+    /// `0000:03:00.0`, `edu`.
+    pub name: String,
+    /// `pci:0000:03:00.0`, `model:edu`.
+    pub address: String,
+    /// Where it is served.
+    pub socket: PathBuf,
+    /// The user it is served to.
+    pub owner: u32,
+    /// Whether clients may map its registers.
+    pub mmap: bool,
+    /// The client that has it.
+    pub lease: Option<LeaseStatus>,
+}
+
+/// One client.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeaseStatus {
+    /// Its process.
+    pub pid: i32,
+    /// Its user.
+    pub uid: u32,
+    /// Seconds since it came.
+    pub seconds: f64,
+    /// Messages it sent.
+    pub messages: u64,
+    /// Reads of regions among them.
+    pub reads: u64,
+    /// Writes of regions.
+    pub writes: u64,
+    /// Changes of interrupts.
+    pub irqs_set: u64,
+    /// Requests that were refused.
+    pub errors: u64,
+    /// Bytes of its memory that the device can reach now.
+    pub dma_bytes: u64,
+}
+
+/// The control socket while it is served.
+pub(crate) struct ControlServer(Running<Control>);
+
+struct Control {
+    listener: Listener,
+    devices: Vec<Arc<Served>>,
+}
+
+impl ControlServer {
+    pub(crate) fn start(folder: &Path, owner: Uid, devices: &[DeviceServer]) -> Result<Self> {
+        let listener = Listener::bind(&folder.join(SOCKET), owner)?;
+        let devices = devices.iter().map(|server| Arc::clone(server.served())).collect();
+        Running::start(Arc::new(Control { listener, devices })).map(Self)
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl Service for Control {
+    fn name(&self) -> &'static str {
+        "control"
+    }
+
+    fn listener(&self) -> &Listener {
+        &self.listener
+    }
+
+    fn admits(&self, user: Uid) -> bool {
+        self.visible(user).next().is_some()
+    }
+
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) {
+        if let Err(error) = self.converse(stream, Uid::from_raw(peer.uid())) {
+            tracing::warn!("control: process {} of user {}: {error:#}", peer.pid(), peer.uid());
+        }
+    }
+}
+
+impl Control {
+    fn visible(&self, user: Uid) -> impl Iterator<Item = &Arc<Served>> {
+        let all = user.is_root() || user == geteuid();
+        self.devices.iter().filter(move |device| all || device.export.owner() == user)
+    }
+
+    fn find(&self, user: Uid, name: &str) -> Result<&Arc<Served>, String> {
+        let known = || self.visible(user).map(|device| device.export.name()).collect::<Vec<_>>().join(", ");
+        let found = self.visible(user).find(|device| device.export.name() == name);
+        found.ok_or_else(|| format!("no device `{name}` is served to you: expected one of {}", known()))
+    }
+
+    fn converse(&self, mut stream: UnixStream, user: Uid) -> Result<()> {
+        stream.set_write_timeout(Some(PATIENCE)).context("setting a deadline")?;
+        let mut buffer = Vec::new();
+        while let Some(line) = read_line(&mut stream, &mut buffer)? {
+            let mut reply = match serde_json::from_slice(&line) {
+                Ok(request) => self.answer(user, request),
+                Err(error) => text::<()>(Err(format!("no request: {error}"))),
+            };
+            reply.push('\n');
+            stream.write_all(reply.as_bytes()).context("replying")?;
+        }
+        Ok(())
+    }
+
+    fn answer(&self, user: Uid, request: Request) -> String {
+        match request {
+            Request::Status => {
+                let devices = self.visible(user).map(|device| status(device)).collect();
+                text(Ok(Status { pid: std::process::id(), devices }))
+            }
+            Request::Peek { device, region, offset, width } => {
+                text(self.find(user, &device).and_then(|device| peek(device, region, offset, width)))
+            }
+            Request::Revoke { device } => {
+                let why = format!("user {user} revoked its lease");
+                let revoke = |device: &Arc<Served>| device.slot.revoke(&why, REVOKE_PATIENCE);
+                text(self.find(user, &device).and_then(revoke))
+            }
+        }
+    }
+}
+
+fn text<T: Serialize>(outcome: Result<T, String>) -> String {
+    let reply = match outcome {
+        Ok(value) => Reply::Ok(value),
+        Err(why) => Reply::Error(why),
+    };
+    serde_json::to_string(&reply).unwrap_or_else(|error| format!("{{\"error\":\"no reply: {error}\"}}"))
+}
+
+fn status(device: &Served) -> DeviceStatus {
+    let export = &device.export;
+    DeviceStatus {
+        name: export.name().into(),
+        address: export.address().into(),
+        socket: device.listener.path().into(),
+        owner: export.owner().as_raw(),
+        mmap: export.maps(),
+        lease: device.slot.look(|tenant| tenant.map(lease_status)),
+    }
+}
+
+fn lease_status(tenant: &Tenant) -> LeaseStatus {
+    let Counters { messages, reads, writes, irqs_set, errors, dma_bytes } = &*tenant.counters;
+    LeaseStatus {
+        pid: tenant.pid,
+        uid: tenant.uid,
+        seconds: tenant.since.elapsed().as_secs_f64(),
+        messages: messages.get(),
+        reads: reads.get(),
+        writes: writes.get(),
+        irqs_set: irqs_set.get(),
+        errors: errors.get(),
+        dma_bytes: dma_bytes.get(),
+    }
+}
+
+fn peek(device: &Served, region: u32, offset: u64, bits: u64) -> Result<u64, String> {
+    let width = Width::ALL.into_iter().find(|width| width.bytes() * 8 == bits);
+    let width = width.ok_or_else(|| format!("width {bits} does not exist: expected 8, 16, 32 or 64"))?;
+    let read =
+        |backend: &AnyBackend| backend.read(RegionIndex(region), offset, width).map_err(|error| error.to_string());
+    device.slot.look(|tenant| {
+        let leased = tenant.and_then(|tenant| tenant.device.as_ref());
+        match leased.or(device.export.shared_device()) {
+            Some(backend) => read(backend),
+            None => Err(format!("{}: nobody has it, and it is open only during a lease", device.export.name())),
+        }
+    })
+}
+
+/// The next line, which must come within a deadline; `None` if the peer is done.
+fn read_line(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
+            let rest = buffer.split_off(end + 1);
+            return Ok(Some(std::mem::replace(buffer, rest)));
+        }
+        anyhow::ensure!(buffer.len() < MAX_LINE, "a line of more than {MAX_LINE} bytes");
+        let left = until.saturating_duration_since(Instant::now());
+        anyhow::ensure!(!left.is_zero(), "no request within {PATIENCE:?}");
+        stream.set_read_timeout(Some(left)).context("setting a deadline")?;
+        let mut chunk = [0; 512];
+        match stream.read(&mut chunk) {
+            Ok(0) => return Ok(None),
+            Ok(read) => buffer.extend_from_slice(chunk.get(..read).unwrap_or(&chunk)),
+            Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error).context("reading"),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! What is served: a device, under a name, to a user.
+
+use nix::unistd::{Uid, geteuid};
+use std::any::Any;
+use udrv_backend::{AnyBackend, Result};
+
+/// The protocol's default, and the most that QEMU's client accepts.
+const MOST_MAPPINGS: u32 = 65_535;
+
+/// A device opened for one lease. At the lease's end `device` is dropped first, then `held`.
+pub struct Opened {
+    /// The device.
+    pub device: AnyBackend,
+    /// What must be kept as long as the device is open, and whose drop gives back what was taken for this lease.
+    pub held: Option<Box<dyn Any + Send>>,
+}
+
+/// One device to be served, and to whom.
+pub struct Export {
+    name: String,
+    address: String,
+    owner: Uid,
+    mmap: bool,
+    most_mappings: u32,
+    /// The device, if it is there without a lease.
+    shared: Option<AnyBackend>,
+    open: Box<dyn Fn() -> Result<Opened> + Send + Sync>,
+}
+
+impl Export {
+    /// One device for all leases, one after the other: a software model.
+    pub fn shared(name: &str, device: AnyBackend) -> Self {
+        let address = device.info().address.clone();
+        let shared = Some(device.clone());
+        let open = move || Ok(Opened { device: device.clone(), held: None });
+        Self { shared, ..Self::opened_by(name, &address, open) }
+    }
+
+    /// A device opened anew for each lease, so that nothing of one lease is left in the next.
+    pub fn opened_by(name: &str, address: &str, open: impl Fn() -> Result<Opened> + Send + Sync + 'static) -> Self {
+        Self {
+            name: name.into(),
+            address: address.into(),
+            owner: geteuid(),
+            mmap: false,
+            most_mappings: MOST_MAPPINGS,
+            shared: None,
+            open: Box::new(open),
+        }
+    }
+
+    /// Serves it to this user rather than to the one who runs this process.
+    #[must_use]
+    pub fn owned_by(self, owner: Uid) -> Self {
+        Self { owner, ..self }
+    }
+
+    /// Whether clients may map its regions. For kernel VFIO they then hold the device's own descriptor.
+    #[must_use]
+    pub fn mapped(self, mmap: bool) -> Self {
+        Self { mmap, ..self }
+    }
+
+    /// How many DMA mappings a client may have, each of which may keep a descriptor; 65535 at most.
+    #[must_use]
+    pub fn mappings_at_most(self, most: u32) -> Self {
+        Self { most_mappings: most.min(MOST_MAPPINGS), ..self }
+    }
+
+    /// The name in logs, on the control socket, and of its socket.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The device's address.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The user it is served to.
+    #[must_use]
+    pub const fn owner(&self) -> Uid {
+        self.owner
+    }
+
+    pub(super) const fn shared_device(&self) -> Option<&AnyBackend> {
+        self.shared.as_ref()
+    }
+
+    pub(super) const fn most_mappings(&self) -> u32 {
+        self.most_mappings
+    }
+
+    pub(super) const fn maps(&self) -> bool {
+        self.mmap
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// What opening it gave.
+    pub fn open(&self) -> Result<Opened> {
+        (self.open)()
+    }
+}

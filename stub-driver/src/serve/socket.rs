@@ -1,0 +1,144 @@
+//! Listening sockets as files: made for one user, replaced when their stub is dead, and removed at the end.
+
+use anyhow::{Context as _, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, shutdown, socket};
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Uid, chown};
+use std::fs::{File, Metadata};
+use std::io::ErrorKind;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+/// Longest path that a socket address holds: `sun_path` has 108 bytes with the NUL (unix(7)).
+const MAX_PATH: usize = 107;
+
+/// A listening socket, whose file is removed when this is dropped.
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file, so that nobody else's is removed.
+    file: (u64, u64),
+}
+
+impl Listener {
+    /// Listens at `path`, for `owner` alone: mode 0600.
+    ///
+    /// # Errors
+    /// One line that says what is in the way and what to do.
+    pub(super) fn bind(path: &Path, owner: Uid) -> Result<Self> {
+        let length = path.as_os_str().len();
+        if length > MAX_PATH {
+            bail!(
+                "{}: {length} bytes are too long for a socket, which takes {MAX_PATH}; choose a shorter --socket-dir",
+                path.display()
+            );
+        }
+        // Between "nobody answers" and our own bind, no other stub may do the same.
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = File::open(parent).map_err(|error| explain(parent, "opening", &error))?;
+        let _turn = Flock::lock(folder, FlockArg::LockExclusive)
+            .map_err(|(_, errno)| anyhow::anyhow!("locking {}: {}", parent.display(), errno.desc()))?;
+        clear_way(path)?;
+
+        let fd =
+            socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
+        let os = |errno: Errno| explain(path, "listening at", &errno.into());
+        // The file takes its mode from the socket, so that it never had a wider one.
+        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(os)?;
+        bind(fd.as_raw_fd(), &UnixAddr::new(path).map_err(os)?).map_err(os)?;
+        let made = std::fs::symlink_metadata(path).map_err(|error| explain(path, "looking at", &error))?;
+        let listener = Self { socket: UnixListener::from(fd), path: path.into(), file: identity(&made) };
+        if made.uid() != owner.as_raw() {
+            chown(path, Some(owner), None).map_err(|errno| {
+                anyhow::anyhow!(
+                    "giving {} to user {owner}: {}; only root can serve another user",
+                    path.display(),
+                    errno.desc()
+                )
+            })?;
+        }
+        listen(&listener.socket, Backlog::MAXCONN).map_err(os)?;
+        Ok(listener)
+    }
+
+    /// The next client.
+    ///
+    /// # Errors
+    /// EINVAL once [`Listener::shut`]; what else accept(2) gives, such as EMFILE.
+    pub(super) fn accept(&self) -> std::io::Result<UnixStream> {
+        self.socket.accept().map(|(stream, _)| stream)
+    }
+
+    /// Takes no more clients; an [`Listener::accept`] that waits returns.
+    pub(super) fn shut(&self) {
+        // Fails only if it has been done.
+        let _ = shutdown(self.socket.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if std::fs::symlink_metadata(&self.path).is_ok_and(|found| identity(&found) == self.file) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(file: &Metadata) -> (u64, u64) {
+    (file.dev(), file.ino())
+}
+
+/// Removes the socket of a stub that is dead; anything else at this path is an error and stays.
+fn clear_way(path: &Path) -> Result<()> {
+    let found = match std::fs::symlink_metadata(path) {
+        Ok(found) => found,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(explain(path, "looking at", &error)),
+    };
+    if !found.file_type().is_socket() {
+        bail!("{} exists and is no socket; move it away or choose another --socket-dir", path.display());
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            tracing::info!("{}: replacing the socket of a stub that is dead", path.display());
+            std::fs::remove_file(path).map_err(|error| explain(path, "removing", &error))
+        }
+        // Somebody listens: also where they have no room for one more (EAGAIN), or not for us.
+        Ok(_) => bail!("another stub serves {}; stop it or choose another --socket-dir", path.display()),
+        Err(error) => Err(explain(path, "finding out who serves", &error)),
+    }
+}
+
+/// Makes the folder for sockets if only itself is missing.
+///
+/// # Errors
+/// One line that says what is missing and what to do.
+pub(super) fn make_folder(folder: &Path) -> Result<()> {
+    match std::fs::DirBuilder::new().mode(0o755).create(folder) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && folder.is_dir() => Ok(()),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+            bail!("{} is no folder; choose another --socket-dir", folder.display())
+        }
+        Err(error) => Err(explain(folder, "making", &error)),
+    }
+}
+
+fn explain(path: &Path, doing: &str, error: &std::io::Error) -> anyhow::Error {
+    let advice = match error.kind() {
+        ErrorKind::PermissionDenied => "; run as root, or choose a --socket-dir of your own",
+        ErrorKind::NotFound => "; make the folder above it, or choose another --socket-dir",
+        ErrorKind::AddrInUse => "; another stub was faster, choose another --socket-dir",
+        _ => "",
+    };
+    anyhow::anyhow!("{doing} {}: {error}{advice}", path.display())
+}
