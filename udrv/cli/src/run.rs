@@ -1,9 +1,9 @@
 //! `udrv run edu`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
-use udrv::host::{Ended, Host};
+use udrv::host::{Ended, Host, Report};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
 use udrv_edu::driver::{Finding, Tour, TourConfig};
@@ -77,12 +77,14 @@ fn tour(args: &EduArgs) -> Result<()> {
     let tell = Box::new(move |finding| println!("{}", describe(&finding, paint)));
     let mut host = Host::new();
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
-    for (address, ended) in host.join() {
+    crate::stop::on_signal(host.stopper())?;
+    for Report { device, ended, quiesced } in host.join() {
         match ended {
             Ended::Returned => {}
-            Ended::Failed(error) => bail!("the edu driver of {address} failed: {error}"),
-            Ended::Panicked(message) => bail!("the edu driver of {address} panicked: {message}"),
+            Ended::Failed(error) => bail!("the edu driver of {device} failed: {error}"),
+            Ended::Panicked(message) => bail!("the edu driver of {device} panicked: {message}"),
         }
+        quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
     }
     Ok(())
 }
