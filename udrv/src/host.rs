@@ -107,6 +107,12 @@ impl Host {
         Self::default()
     }
 
+    /// A host without drivers whose request to stop is this one.
+    #[must_use]
+    pub fn stopped_by(stop: Stop) -> Self {
+        Self { drivers: Vec::new(), stop }
+    }
+
     /// Starts a driver on a device.
     ///
     /// # Errors

@@ -312,7 +312,7 @@ impl Driver for Tour {
         }
         (config.tell)(Finding::Dma { bytes: sent.len() });
         (config.tell)(show_section(edu, context)?);
-        (config.tell)(measure(edu, config.samples)?);
+        (config.tell)(measure(edu, context, config.samples)?);
         (config.tell)(Finding::Interrupts(edu.irq_stats()));
         Ok(())
     }
@@ -341,13 +341,16 @@ fn show_section(edu: &Edu, context: &Context) -> Result<Finding> {
     Ok(Finding::Section { during, after })
 }
 
-fn measure(edu: &Edu, samples: usize) -> Result<Finding> {
+fn measure(edu: &Edu, context: &Context, samples: usize) -> Result<Finding> {
     let mut times = Vec::with_capacity(samples);
     for _ in 0..samples.max(1) {
         let start = clock::now();
         edu.raise(OWN)?;
         edu.wait("an interrupt whose latency is measured", OWN)?;
         times.push(start.elapsed());
+        if context.should_stop() {
+            break;
+        }
     }
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];

@@ -3,7 +3,7 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
-use udrv::host::{Ended, Host, Report};
+use udrv::host::{Ended, Host, Report, Stop};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
 use udrv_edu::driver::{Finding, Tour, TourConfig};
@@ -57,13 +57,18 @@ enum Vector {
 
 pub fn run(args: RunArgs) -> Result<()> {
     let DriverArgs::Edu(edu) = args.driver;
+    let stop = Stop::default();
+    crate::stop::on_signal(stop.clone())?;
     for _ in 0..edu.rounds.max(1) {
-        tour(&edu)?;
+        tour(&edu, &stop)?;
+        if stop.is_requested() {
+            break;
+        }
     }
     Ok(())
 }
 
-fn tour(args: &EduArgs) -> Result<()> {
+fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     let device = crate::address::open(&args.device)?;
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
@@ -75,9 +80,8 @@ fn tour(args: &EduArgs) -> Result<()> {
     });
     let paint = Paint::for_stdout();
     let tell = Box::new(move |finding| println!("{}", describe(&finding, paint)));
-    let mut host = Host::new();
+    let mut host = Host::stopped_by(stop.clone());
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
-    crate::stop::on_signal(host.stopper())?;
     for Report { device, ended, quiesced } in host.join() {
         match ended {
             Ended::Returned => {}
