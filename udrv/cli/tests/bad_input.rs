@@ -154,6 +154,19 @@ fn peer_that_says_nothing_is_an_error_in_time() {
 }
 
 #[test]
+fn device_that_another_driver_has_is_an_error_and_stays_with_it() {
+    use stub_driver::serve::{DeviceServer, Export};
+    let path = path("busy");
+    let model = std::sync::Arc::new(udrv_edu::model::edu());
+    let server = DeviceServer::start(Export::shared("busy", model), &path).expect("a server");
+    let first = udrv::open(&unix(&path)).expect("the first driver");
+    assert_refused(&["run", "edu", "--device", &unix(&path)], 1, &["busy"]);
+    assert_eq!(udrv_backend::pci::Config::new(&*first).id().expect("still ours"), (0x1234, 0x11e8));
+    drop(first);
+    drop(server);
+}
+
+#[test]
 fn help_and_good_input_succeed() {
     let help = udrv(&["--help"]);
     assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("udrv run edu --device model:edu"));
