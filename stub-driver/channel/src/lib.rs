@@ -114,7 +114,15 @@ impl Channel {
     /// # Errors
     /// See [`ChannelError`].
     pub fn receive(&self) -> Result<Message, ChannelError> {
-        let until = Instant::now() + self.patience;
+        self.receive_by(Instant::now() + self.patience)
+    }
+
+    /// As [`Channel::receive`], with a deadline that several messages may share. (A [`ChannelError::Timeout`] names the
+    /// patience of the channel nevertheless.)
+    ///
+    /// # Errors
+    /// See [`ChannelError`].
+    pub fn receive_by(&self, until: Instant) -> Result<Message, ChannelError> {
         let mut fds = Received::default();
         let mut head = [0; 16];
         self.fill(&mut head, &mut fds, until, true)?;
