@@ -24,8 +24,6 @@ use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RES
 /// A trigger may be an eventfd, which the kernel signals itself, or a socket or a pipe, which a thread of the backend
 /// writes to. One of INTx, MSI and MSI-X can be armed at a time. Arming a vector beyond those that the kernel has
 /// enabled (32 are at first) may signal the vectors armed before once more than the device did; none is lost.
-///
-/// [`Backend::fire_irq`] does not mask INTx as the device's own signal does.
 pub struct VfioBackend {
     info: DeviceInfo,
     /// Each with where it begins in the device's descriptor.

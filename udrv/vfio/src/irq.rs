@@ -33,8 +33,6 @@ struct Index {
     enabled: u32,
     /// By [`Irqs::mask`]; the kernel's own masking before a signal is not seen here.
     masked: bool,
-    /// Fired while masked.
-    held: bool,
 }
 
 /// One vector's trigger, as the kernel is given it.
@@ -64,7 +62,7 @@ impl Irqs {
             let flags = IrqFlags::from_bits_truncate(info.flags);
             let info = IrqInfo { index: IrqIndex(number), count: info.count, flags };
             let armed = std::iter::repeat_with(|| None).take(info.count as usize).collect();
-            Ok(Index { info, armed, enabled: 0, masked: false, held: false })
+            Ok(Index { info, armed, enabled: 0, masked: false })
         };
         Ok(Self { indices: (0..count).map(index).collect::<Result<_>>()?, relay: None })
     }
@@ -141,7 +139,7 @@ impl Irqs {
     /// After a reset, in which the kernel may have taken triggers down: arms every vector anew, unmasked.
     pub(crate) fn rearm_all(&mut self, device: Device<'_>) -> Result<()> {
         let rearm = |index: &mut Index| {
-            (index.masked, index.held) = (false, false);
+            index.masked = false;
             index.rearm(device)
         };
         self.indices.iter_mut().map(rearm).fold(Ok(()), Result::and)
@@ -153,13 +151,10 @@ impl Irqs {
         if !at.info.flags.contains(IrqFlags::MASKABLE) {
             return Err(Error::NotSupported { what: "masking a message-signalled vector", by: "kernel VFIO".into() });
         }
-        // Before it is armed there is nothing to tell the kernel; arming it tells.
+        // What has no trigger has no mask.
         if at.enabled > 0 {
             at.tell_mask(device, masked)?;
-        }
-        at.masked = masked;
-        if !masked && std::mem::take(&mut at.held) {
-            at.fire(device, vector)?;
+            at.masked = masked;
         }
         Ok(())
     }
@@ -205,6 +200,7 @@ impl Index {
     fn apply(&mut self, device: Device<'_>, start: u32, count: u32) -> Result<()> {
         let needed = self.needed();
         if needed == 0 {
+            self.masked = false;
             return self.take_down(device);
         }
         if self.enabled == 0 {
@@ -242,7 +238,9 @@ impl Index {
 
     /// Enables at least `needed` vectors of an index that is down.
     fn bring_up(&mut self, device: Device<'_>, needed: u32) -> Result<()> {
-        let at_once = if self.no_resize() { needed.max(AT_ONCE).min(self.info.count) } else { needed };
+        // Doubled each time: a range may come in parts, from the stub's client for one.
+        let ahead = needed.checked_next_power_of_two().unwrap_or(needed).max(AT_ONCE);
+        let at_once = if self.no_resize() { ahead.min(self.info.count) } else { needed };
         let vectors = match self.arm(device, 0, at_once) {
             Ok(()) => at_once,
             Err(_) if at_once > needed => {
@@ -252,7 +250,15 @@ impl Index {
             Err(error) => return Err(error),
         };
         self.enabled = vectors;
-        if self.masked { self.tell_mask(device, true) } else { Ok(()) }
+        if self.info.flags.contains(IrqFlags::AUTOMASKED) {
+            // A line that was asserted before it had a handler is lost in some interrupt controllers (QEMU's IOAPIC): the
+            // kernel takes its entry for an edge while it is down. Unmasking makes the kernel look at the line itself.
+            self.tell_mask(device, true)?;
+            if !self.masked {
+                self.tell_mask(device, false)?;
+            }
+        }
+        Ok(())
     }
 
     /// Tells the kernel the triggers of `start..end`.
@@ -273,7 +279,7 @@ impl Index {
     fn disarm(&mut self, device: Device<'_>) -> Result<()> {
         self.take_down(device)?;
         self.armed.fill_with(|| None);
-        (self.masked, self.held) = (false, false);
+        self.masked = false;
         Ok(())
     }
 
@@ -283,12 +289,8 @@ impl Index {
         self.tell(device, doing, 0, &IrqAction::Bare { action, count: 1 })
     }
 
-    fn fire(&mut self, device: Device<'_>, vector: u32) -> Result<()> {
+    fn fire(&self, device: Device<'_>, vector: u32) -> Result<()> {
         if self.armed.get(vector as usize).is_none_or(Option::is_none) {
-            return Ok(());
-        }
-        if self.masked {
-            self.held = true;
             return Ok(());
         }
         self.tell(device, "firing", vector, &IrqAction::Bare { action: VFIO_IRQ_SET_ACTION_TRIGGER, count: 1 })
