@@ -15,7 +15,7 @@ use udrv_backend::{
 
 /// What is wrong with a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names are sentences; what each does is one line below")]
+#[expect(missing_docs, reason = "the names are sentences")]
 pub enum Fault {
     None,
     AddressIsEmpty,
@@ -104,6 +104,8 @@ struct Book {
     fires: u32,
     raises: u32,
     mapped: BTreeMap<u64, u64>,
+    /// Unmapped, as far as the caller knows.
+    forgotten: Vec<(u64, u64)>,
     thread: Option<ThreadId>,
 }
 
@@ -112,6 +114,10 @@ const PENDING: u64 = 0x108;
 
 fn duplicate(trigger: Trigger<'_>) -> OwnedFd {
     trigger.try_clone_to_owned().expect("a descriptor to spare")
+}
+
+fn is_socket(fd: Trigger<'_>) -> bool {
+    nix::sys::socket::getsockopt(&fd, nix::sys::socket::sockopt::SockType).is_ok()
 }
 
 fn throwaway() -> OwnedFd {
@@ -149,7 +155,8 @@ impl Broken {
 
     /// Hands triggers on, and keeps book of them.
     fn arm(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
-        if self.is(Fault::MessagesComeFromTheNextVector) && index != IrqIndex::INTX {
+        let fits = u64::from(start) + triggers.len() as u64 <= u64::from(self.count(index));
+        if self.is(Fault::MessagesComeFromTheNextVector) && index != IrqIndex::INTX && fits {
             for (vector, trigger) in (start..).zip(triggers) {
                 self.inner.set_triggers(index, self.next(index, vector), &[*trigger])?;
             }
@@ -183,7 +190,8 @@ impl Broken {
     fn haunt(&self) {
         for ghost in &self.book().ghosts {
             let file = File::from(duplicate(ghost.as_fd()));
-            (&file).write_all(&1u64.to_ne_bytes()).expect("a ghost");
+            // Its reader may have gone.
+            let _ = (&file).write_all(&1u64.to_ne_bytes());
         }
     }
 
@@ -232,11 +240,11 @@ impl Backend for Broken {
     fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64> {
         let size = self.inner.region(region)?.size;
         match self.fault {
-            Fault::LastRegisterIsOutOfBounds if size > 0 && offset == size - width.bytes() => {
+            Fault::LastRegisterIsOutOfBounds if region == RegionIndex::CONFIG && offset == size - width.bytes() => {
                 Err(Error::OutOfRegion { region, offset, length: width.bytes(), size })
             }
             Fault::ReadBoundIsOffByOne if size > 0 && offset == size => Ok(0),
-            Fault::UnalignedReadIsDone if offset == 1 => Ok(0),
+            Fault::UnalignedReadIsDone if offset == 1 && width > Width::Bits8 => Ok(0),
             Fault::HalfWordsAreSwapped if region == RegionIndex::CONFIG && width == Width::Bits16 && offset < 4 => {
                 self.inner.read(region, offset ^ 2, width)
             }
@@ -257,7 +265,7 @@ impl Backend for Broken {
             Fault::WriteOffsetIsCutTo32Bits if region == RegionIndex(2) => {
                 self.inner.write(region, offset & 0xffff_ffff, width, value)
             }
-            Fault::UnalignedWriteIsDone if !offset.is_multiple_of(width.bytes()) => Ok(()),
+            Fault::UnalignedWriteIsDone if offset < 64 && !offset.is_multiple_of(width.bytes()) => Ok(()),
             Fault::WideValueIsTruncated => self.inner.write(region, offset, width, value & width.all_ones()),
             Fault::UpperHalfIsDropped if width == Width::Bits64 && region == RegionIndex::BAR0 && offset < 64 => {
                 self.inner.write(region, offset, width, value & 0xffff_ffff)
@@ -278,8 +286,7 @@ impl Backend for Broken {
     fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
         let count = self.count(index);
         let end = u64::from(start) + triggers.len() as u64;
-        let is_socket =
-            |fd: &Trigger<'_>| nix::sys::socket::getsockopt(fd, nix::sys::socket::sockopt::SockType).is_ok();
+
         let mut triggers = triggers.to_vec();
         match self.fault {
             Fault::RangePastTheEndIsCut if start < count && end > u64::from(count) => {
@@ -289,18 +296,18 @@ impl Backend for Broken {
             }
             Fault::RangeSumOverflows if end > u64::from(u32::MAX) && index.0 < self.info.irqs => return Ok(()),
             Fault::SocketIsNoTrigger => {
-                triggers.iter_mut().for_each(|trigger| *trigger = trigger.filter(|fd| !is_socket(fd)));
+                triggers.iter_mut().for_each(|trigger| *trigger = trigger.filter(|fd| !is_socket(*fd)));
             }
             Fault::EmptyRangeDisarms if triggers.is_empty() => return self.disable_irq(index),
             Fault::TriggersAreArmedInReverse => triggers.reverse(),
             Fault::HolesAreClosedUp => triggers.sort_by_key(Option::is_none),
-            Fault::ArmingForgetsHigherVectors if end < u64::from(count) => {
+            Fault::ArmingForgetsHigherVectors if end < u64::from(count) && !triggers.is_empty() => {
                 self.inner.set_triggers(index, end as u32, &vec![None; count as usize - end as usize])?;
             }
             Fault::ArmingForgetsLowerVectors if end <= u64::from(count) => {
                 self.inner.set_triggers(index, 0, &vec![None; start as usize])?;
             }
-            Fault::LineAssertedBeforeArmingIsLost if index == IrqIndex::INTX && !triggers.is_empty() => {
+            Fault::LineAssertedBeforeArmingIsLost if index == IrqIndex::INTX && (start, end) == (0, 1) => {
                 // Its signal goes nowhere, and has masked it.
                 self.inner.set_triggers(index, start, &[Some(throwaway().as_fd())])?;
             }
@@ -326,7 +333,7 @@ impl Backend for Broken {
         let keys: Vec<_> = armed.keys().copied().filter(|(of, _)| *of == index).collect();
         let old = keys.into_iter().filter_map(|key| armed.remove(&key));
         if self.is(Fault::DisabledTriggerIsSignalled) {
-            ghosts.extend(old);
+            ghosts.extend(old.filter(|fd| !is_socket(fd.as_fd())));
         } else {
             old.for_each(drop);
         }
@@ -369,8 +376,11 @@ impl Backend for Broken {
     }
 
     fn fire_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
-        self.book().fires += 1;
-        let fires = self.book().fires;
+        let fires = {
+            let mut book = self.book();
+            book.fires += u32::from(vector == 0);
+            book.fires
+        };
         let unarmed = !self.book().armed.contains_key(&(index, vector));
         match self.fault {
             Fault::VectorBeyondTheLastFires if index.0 < self.info.irqs && vector == self.count(index) => Ok(()),
@@ -449,8 +459,9 @@ impl Dma for Broken {
             Fault::FileOffsetIsIgnored if map.offset.is_multiple_of(PAGE) && map.offset < 1 << 32 => map.offset = 0,
             Fault::AccessIsIgnored => map.access = DmaAccess::READ | DmaAccess::WRITE,
             Fault::UnmapIsForgotten => {
-                // Only now, when its place is wanted.
-                let _ = self.inner_dma().unmap(map.iova, map.size);
+                // Only now, when its place may be wanted.
+                let forgotten = std::mem::take(&mut self.book().forgotten);
+                forgotten.into_iter().try_for_each(|(iova, size)| self.inner_dma().unmap(iova, size))?;
             }
             _ => {}
         }
@@ -474,11 +485,15 @@ impl Dma for Broken {
     fn unmap(&self, iova: u64, size: u64) -> Result<()> {
         match self.fault {
             Fault::LongUnmapIsAccepted if size == 3 * 4096 => Ok(()),
-            Fault::UnmapIsForgotten => match self.book().mapped.get(&iova) {
-                // Other sizes are refused as ever.
-                Some(mapped) if *mapped == size && size == 4096 => Ok(()),
-                _ => self.inner_dma().unmap(iova, size),
-            },
+            Fault::UnmapIsForgotten => {
+                let mut book = self.book();
+                if book.mapped.get(&iova) != Some(&size) {
+                    return Err(Error::DmaNotMapped { iova, size });
+                }
+                book.mapped.remove(&iova);
+                book.forgotten.push((iova, size));
+                Ok(())
+            }
             _ => {
                 self.inner_dma().unmap(iova, size)?;
                 self.book().mapped.remove(&iova);

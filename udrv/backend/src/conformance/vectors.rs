@@ -37,7 +37,7 @@ pub(super) const CHECKS: &[Check] = &[
 const MOST: u32 = 64;
 
 /// Fires each vector in turn and checks that its own signal comes, alone, wherever there is one.
-fn each_fires_alone(device: &dyn Backend, index: IrqIndex, signals: &[Option<&Signal>]) -> Step {
+pub(super) fn each_fires_alone(device: &dyn Backend, index: IrqIndex, signals: &[Option<&Signal>]) -> Step {
     // Arming some may have signalled others.
     for signal in signals.iter().flatten() {
         signal.taken()?;
