@@ -255,7 +255,7 @@ impl Backend for Broken {
                 }
                 self.inner.read(region, offset, width)
             }
-            Fault::Panics if offset == u64::MAX & !7 => std::panic::resume_unwind(Box::new("an overflow")),
+            Fault::Panics if offset == !7 => std::panic::resume_unwind(Box::new("an overflow")),
             _ => self.inner.read(region, offset, width),
         }
     }

@@ -73,7 +73,7 @@ impl Slot {
                     guard.0 = State::Held(tenant);
                     return Ok(());
                 }
-                State::Held(other) if !other.has_hung_up() => {
+                State::Held(other) if !has_hung_up(&other.stream) => {
                     let grace = GRACE.saturating_sub(waited);
                     if grace.is_zero() {
                         return Err(format!("process {} of user {} has it", other.pid, other.uid));
