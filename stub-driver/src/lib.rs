@@ -2,6 +2,9 @@
 
 pub mod bind;
 pub mod doctor;
+#[cfg(test)]
+mod fake_sysfs;
 pub mod list;
+mod paint;
 pub mod serve;
 pub mod status;

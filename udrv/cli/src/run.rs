@@ -3,6 +3,8 @@
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use udrv::host::{Ended, Host};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
@@ -74,7 +76,14 @@ fn tour(args: &EduArgs) -> Result<()> {
         Vector::Intx => IrqIndex::INTX,
     });
     let paint = Paint::for_stdout();
-    let tell = Box::new(move |finding| println!("{}", describe(&finding, paint)));
+    let section_held = Arc::new(AtomicBool::new(true));
+    let held = Arc::clone(&section_held);
+    let tell = Box::new(move |finding| {
+        if matches!(finding, Finding::Section { during: true, .. } | Finding::Section { after: false, .. }) {
+            held.store(false, Ordering::Relaxed);
+        }
+        println!("{}", describe(&finding, paint));
+    });
     let mut host = Host::new();
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
     for (address, ended) in host.join() {
@@ -83,6 +92,9 @@ fn tour(args: &EduArgs) -> Result<()> {
             Ended::Failed(error) => bail!("the edu driver of {address} failed: {error}"),
             Ended::Panicked(message) => bail!("the edu driver of {address} panicked: {message}"),
         }
+    }
+    if !section_held.load(Ordering::Relaxed) {
+        bail!("an interrupts-off section did not hold its interrupt until its end: this is a bug of the runtime");
     }
     Ok(())
 }
@@ -115,7 +127,7 @@ fn describe(finding: &Finding, paint: Paint) -> String {
         ),
         Finding::Factorial { n, value } => format!("{}  {n}! = {value}, by interrupt", paint.good("factorial")),
         Finding::Dma { bytes } => {
-            format!("{}  {bytes} bytes to the device and back, equal", paint.good("DMA      "))
+            format!("{}  {bytes} bytes into the device, {bytes} bytes out of it, equal", paint.good("DMA      "))
         }
         Finding::Section { during, after } => {
             let held = if *during { paint.bad("ran the handler inside it") } else { "held its interrupt back".into() };
