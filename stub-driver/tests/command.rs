@@ -6,8 +6,9 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
+use std::time::Duration;
 use support::{Client, Folder, PATIENCE};
 
 /// The stub as a process, killed at the end if it is still there.
@@ -51,11 +52,19 @@ fn serve(folder: &Folder) -> Stub {
     start(serve_command(folder.path())).0
 }
 
-/// Runs it to its end; one line of error, exit code not zero.
+/// Runs it to its end, which must come: one line of error, exit code not zero.
 fn fails(mut command: Command) -> String {
-    let Output { status, stderr, .. } = command.output().expect("ran");
-    let text = String::from_utf8(stderr).expect("text");
-    assert!(!status.success(), "it succeeded: {text}");
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("started");
+    let mut errors = child.stderr.take().expect("its errors");
+    let mut process = Stub(child);
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        let _ = errors.read_to_string(&mut text);
+        let _ = tell.send(text);
+    });
+    let text = told.recv_timeout(PATIENCE).expect("it goes on, and should have failed");
+    assert!(!process.0.wait().expect("ended").success(), "it succeeded: {text}");
     let errors: Vec<_> = text.lines().filter(|line| line.starts_with("stub-driver: ")).collect();
     assert_eq!(errors.len(), 1, "{text}");
     errors[0].into()
@@ -330,7 +339,8 @@ fn nonsense_on_the_control_socket_is_answered_or_dropped_and_the_stub_goes_on() 
         ask(&folder, r#"{"request":"revoke","device":"nvme"}"#)["error"].as_str().expect("an error").contains("edu")
     );
     let mut endless = UnixStream::connect(folder.join("control.sock")).expect("connected");
-    endless.set_read_timeout(Some(PATIENCE)).expect("a deadline");
+    // Well before a line's own deadline.
+    endless.set_read_timeout(Some(Duration::from_secs(3))).expect("a deadline");
     let _ = endless.write_all(&[b'x'; 10_000]);
     let end = endless.read(&mut [0]);
     assert!(matches!(&end, Ok(0)) || end.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset));

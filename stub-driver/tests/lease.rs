@@ -220,3 +220,31 @@ fn client_that_comes_while_the_lease_before_is_ended_slowly_is_served_after_it()
     });
     assert_eq!(served.end_of_lease(), ORDER);
 }
+
+#[test]
+fn client_that_waits_for_a_lease_while_the_server_ends_gets_none() {
+    let mut served = serve();
+    let resetting = served.recorder.resetting.lock().expect("unpoisoned");
+    drop(served.client());
+    let mut next = Client::over(UnixStream::connect(served.folder.join("it.sock")).expect("connected"));
+    next.send(Command::VERSION, &[0; 4], &[]);
+    assert!(served.steps.recv_timeout(Duration::from_millis(200)).is_err(), "the lease ended without its reset");
+    let mut server = served.server.take().expect("running");
+    server.stop();
+    drop(resetting);
+    drop(server);
+    assert_eq!(served.steps.try_iter().flatten().collect::<Vec<_>>(), ORDER, "one lease, and no other");
+}
+
+#[test]
+fn peek_reads_through_the_lease_and_only_during_one() {
+    let served = serve();
+    let server = served.server.as_ref().expect("running");
+    let peek = || server.peek(RegionIndex::CONFIG, 4, Width::Bits16);
+    assert!(matches!(peek(), Err(udrv_backend::Error::Unavailable { .. })), "without a lease");
+    let client = served.client();
+    assert_eq!(peek().expect("read"), 6);
+    drop(client);
+    served.end_of_lease();
+    assert!(matches!(peek(), Err(udrv_backend::Error::Unavailable { .. })), "after the lease");
+}

@@ -79,7 +79,7 @@ fn start(device: &Planned, plan: &Plan, most_mappings: u32) -> Result<DeviceServ
     let name = device.address.name();
     let export = device::export(device)?.mappings_at_most(most_mappings);
     // Opened once now, so that what is wrong is said here and not to the first client.
-    let what = device::describe(&*export.open()?.device)?;
+    let what = device::describe(device.address, &*export.open()?.device)?;
     let server = DeviceServer::start(export, &plan.socket_dir.join(format!("{name}.sock")))?;
     tell(&format!("{}  {what}", server.path().display()));
     if device.mmap && matches!(device.address, DeviceAddress::Pci(_)) {

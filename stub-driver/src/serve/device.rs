@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use udrv_backend::{AnyBackend, Backend, Error, IrqIndex, RegionIndex, Result};
-use udrv_vfio::{Bdf, VfioBackend};
+use udrv_vfio::{Bdf, Sysfs, VfioBackend};
 
 /// A device that can be served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,9 +98,9 @@ pub(super) fn export(planned: &Planned) -> Result<Export> {
     Ok(export.owned_by(planned.owner).mapped(planned.mmap))
 }
 
-/// One line: what it is, what it has, whether it can be reset.
-pub(super) fn describe(device: &dyn Backend) -> Result<String> {
-    let mut parts = vec![device.info().address.clone()];
+/// One line: what it is, what it has, how it is reset.
+pub(super) fn describe(address: DeviceAddress, device: &dyn Backend) -> Result<String> {
+    let mut parts = vec![address.to_string()];
     for index in (0..device.info().regions).map(RegionIndex) {
         let region = device.region(index)?;
         if region.size > 0 {
@@ -113,11 +113,12 @@ pub(super) fn describe(device: &dyn Backend) -> Result<String> {
             parts.push(format!("{index} x{}", irq.count));
         }
     }
-    let reset = if device.resettable().is_some() {
-        "reset between drivers"
-    } else {
-        "no reset method: state survives between drivers"
-    };
-    parts.push(reset.into());
+    parts.push(match (device.resettable(), address) {
+        (None, _) => "no reset method: state survives between drivers".into(),
+        (Some(_), DeviceAddress::Pci(bdf)) => {
+            format!("reset between drivers ({})", Sysfs::default().device(bdf)?.reset_methods.join(", "))
+        }
+        (Some(_), DeviceAddress::ModelEdu) => "reset between drivers".into(),
+    });
     Ok(parts.join(", "))
 }

@@ -16,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use udrv_backend::{Error, RegionIndex, Width};
 use udrv_channel::Channel;
 use udrv_wire::Errno;
 
@@ -61,6 +62,16 @@ impl DeviceServer {
         self.0.service()
     }
 
+    /// Reads one register through the client's own lease, which may stand still in a debugger meanwhile. A register whose
+    /// reading has a side effect has it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where a device is open only during a lease and nobody has it; as
+    /// [`Backend::read`](udrv_backend::Backend::read).
+    pub fn peek(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64, Error> {
+        self.0.service().peek(region, offset, width)
+    }
+
     /// Begins to end: no client is taken any more, and the lease is being ended. Dropping waits until that is done.
     pub fn stop(&mut self) {
         self.0.service().slot.close();
@@ -95,6 +106,18 @@ impl Service for Served {
 }
 
 impl Served {
+    pub(super) fn peek(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64, Error> {
+        self.slot.look(|tenant| {
+            let leased = tenant.and_then(|tenant| tenant.device.as_ref());
+            let device = leased.or(self.export.shared_device()).ok_or_else(|| Error::Unavailable {
+                device: self.export.address().into(),
+                why: "nobody has it, and it is open only during a lease".into(),
+                advice: "start its driver first".into(),
+            })?;
+            device.read(region, offset, width)
+        })
+    }
+
     /// From the first message to the end of the lease.
     fn converse(&self, stream: UnixStream, peer: &UnixCredentials) -> std::io::Result<String> {
         let handle = stream.try_clone()?;

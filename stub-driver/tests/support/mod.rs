@@ -88,8 +88,12 @@ pub struct Client {
 impl Client {
     /// Without a VERSION.
     pub fn over(stream: UnixStream) -> Self {
+        Self::over_with(stream, PATIENCE)
+    }
+
+    pub fn over_with(stream: UnixStream, patience: Duration) -> Self {
         let limits = Limits { max_msg_fds: 16, ..Limits::default() };
-        Self { channel: Channel::new(stream, limits, PATIENCE).expect("a channel"), next: 100 }
+        Self { channel: Channel::new(stream, limits, patience).expect("a channel"), next: 100 }
     }
 
     /// With a lease.
