@@ -1,6 +1,6 @@
 //! Taking a device from its kernel driver, and giving it back.
 //!
-//! [`steps`] decides what to do next, [`kernel`] does it, [`record`] remembers what was before. All three are made for
+//! `steps` decides what to do next, `kernel` does it, `record` remembers what was before. All three are made for
 //! being killed at any moment: whoever comes next goes on from what the kernel and the record say.
 
 pub(crate) mod deadline;
