@@ -1,8 +1,10 @@
 //! Takes PCI devices from the kernel and serves them to drivers over vfio-user.
 
 pub mod bind;
-mod clock;
 pub mod doctor;
+#[cfg(test)]
+mod fake_sysfs;
 pub mod list;
+mod paint;
 pub mod serve;
 pub mod status;

@@ -44,7 +44,11 @@ fn main() -> ExitCode {
                 .from_env_lossy(),
         )
         .init();
-    let outcome = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => return misused(&error),
+    };
+    let outcome = match command {
         Command::List(args) => list::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Bind(args) => bind::bind(&args),
@@ -58,5 +62,16 @@ fn main() -> ExitCode {
             eprintln!("stub-driver: {error:#}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A value of the wrong form is one line, as every other error; clap says the rest, help and version included.
+fn misused(error: &clap::Error) -> ExitCode {
+    match std::error::Error::source(error) {
+        Some(wrong) if error.kind() == clap::error::ErrorKind::ValueValidation => {
+            eprintln!("stub-driver: {wrong}");
+            ExitCode::from(2)
+        }
+        _ => error.exit(),
     }
 }

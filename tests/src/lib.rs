@@ -1,1 +1,5 @@
 //! What crosses crates: stub and runtime together, hostile peers, the virtual machine.
+#![forbid(unsafe_code)]
+
+pub mod broken;
+pub mod vectors;

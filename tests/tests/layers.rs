@@ -63,7 +63,7 @@ fn is_device(folder: &str) -> bool {
 fn may_use(user: &str, used: &str) -> bool {
     match user {
         "stub-driver/wire" | "udrv/backend" => false,
-        "stub-driver/channel" => used == "stub-driver/wire",
+        "stub-driver/channel" => ["stub-driver/wire", "udrv/backend"].contains(&used),
         "devices/model" | "udrv/vfio" => used == "udrv/backend",
         "udrv" => ["udrv/backend", "udrv/vfio", "stub-driver/wire", "stub-driver/channel"].contains(&used),
         device if is_device(device) => ["udrv/backend", "udrv", "devices/model"].contains(&used),

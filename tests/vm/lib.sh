@@ -57,3 +57,40 @@ within() {
         [ "${up%.*}" -lt "$end" ] || fail "not within $limit s: $*"
     done
 }
+
+# serve ARGS...: starts `stub-driver serve ARGS` in the background, with its sockets in $SOCKETS, and waits until it is ready.
+# Its process is $STUB, its output $SOCKETS.log.
+SOCKETS=/run/udrv
+serve() {
+    "$UDRV_BIN/stub-driver" serve "$@" --socket-dir "$SOCKETS" >"$SOCKETS.log" 2>&1 &
+    STUB=$!
+    within 20 serving
+}
+serving() {
+    kill -0 "$STUB" 2>/dev/null || fail "the stub ended: $(cat "$SOCKETS.log")"
+    grep -qx ready "$SOCKETS.log"
+}
+
+# stop_stub: ends the stub in the orderly way, and waits for it
+stop_stub() {
+    kill -TERM "$STUB"
+    wait "$STUB" || fail "the stub's exit status is $?: $(cat "$SOCKETS.log")"
+}
+
+# $AS_NOBODY COMMAND...: as a user who owns nothing here but what he was given. No function: in the background, the process that
+# a function runs in is not the command's, and a signal would miss it.
+AS_NOBODY='setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --'
+
+# bus_mastering BDF: whether the device may start transfers (bit 2 of the command register, PCI 3.0, 6.2.2)
+bus_mastering() {
+    byte=$(od -An -tu1 -j4 -N1 "/sys/bus/pci/devices/$1/config")
+    [ $((byte & 4)) -ne 0 ]
+}
+
+# nothing_mapped PID: no memory of the process is pinned for a device, and no VFIO descriptor is open in it
+nothing_mapped() {
+    grep -q '^VmLck:[[:space:]]*0 kB' "/proc/$1/status" || return 1
+    for fd in "/proc/$1/fd"/*; do
+        case $(readlink "$fd") in /dev/vfio/* | anon_inode:*vfio*) return 1 ;; esac
+    done
+}

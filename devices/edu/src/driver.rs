@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use udrv::clock::{self, Deadline};
-use udrv::dma::{Buffer, FromDevice, Pool, ToDevice};
+use udrv::dma::{Buffer, Direction, FromDevice, Pool, ToDevice};
 use udrv::host::{Context, Driver};
 use udrv::irq::{IrqDomain, IrqReturn, IrqStats, Registration};
 use udrv::mmio::{Io, Window};
@@ -18,6 +18,10 @@ use udrv_backend::{AnyBackend, Error, IrqIndex, RegionIndex, Result};
 
 /// As much of BAR 0 as the driver touches: the registers. The on-device buffer is reached by DMA only.
 const REGISTERS: usize = 0x1000;
+
+/// Most bytes of one transfer: one less than the device's buffer has. QEMU 7.2 (and others before its commit 2c5107e1b455)
+/// takes a transfer that fills the buffer for one beyond it, and ends the whole machine.
+pub const MAX_TRANSFER: usize = BUFFER_SIZE as usize - 1;
 
 /// Longest wait for any single interrupt. QEMU's device takes up to 100 ms for a DMA transfer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +52,8 @@ impl<I: Io + 'static> Edu<I> {
         }
         config.change_command(Command::MEMORY_SPACE | Command::BUS_MASTER, Command::INTERRUPT_DISABLE)?;
         let io = Arc::new(io);
-        // What an earlier driver left raised would be delivered to us as our own.
+        // What an earlier driver left running or raised would be delivered to us as our own: there is no reset.
+        idle(&*io)?;
         let stale = io.read(INTERRUPT_STATUS)?;
         io.write(INTERRUPT_ACKNOWLEDGE, stale)?;
 
@@ -96,6 +101,7 @@ impl<I: Io + 'static> Edu<I> {
     /// # Errors
     /// [`Error::Timeout`] if the interrupt does not come; see [`Edu::identification`].
     pub fn factorial(&self, n: u32) -> Result<u32> {
+        idle(&*self.io)?;
         self.forget(InterruptStatus::FACTORIAL);
         self.io.write(STATUS, Status::IRQ_ON_FACTORIAL)?;
         self.io.write(FACTORIAL, n)?;
@@ -121,9 +127,13 @@ impl<I: Io + 'static> Edu<I> {
     /// Waits until the handler has seen this cause.
     ///
     /// # Errors
-    /// [`Error::Timeout`] naming `what`.
+    /// [`Error::Timeout`] naming `what`; [`Error::Gone`] if the device has vanished meanwhile.
     pub fn wait(&self, what: &str, cause: InterruptStatus) -> Result<()> {
-        self.irqs.wait(what, Deadline::after(PATIENCE), || self.has_seen(cause))
+        self.irqs.wait(what, Deadline::after(PATIENCE), || self.has_seen(cause)).or_else(|missed| {
+            // A device that is gone raises no interrupt either; then that is what the driver's author has to know.
+            self.io.read(IDENTIFICATION)?;
+            Err(missed)
+        })
     }
 
     fn forget(&self, cause: InterruptStatus) {
@@ -145,9 +155,10 @@ impl<I: Io + 'static> Edu<I> {
     /// Moves a buffer's bytes into the device's own buffer, from its start.
     ///
     /// # Errors
-    /// [`Error::Timeout`]; the buffer is then lost to the device. See [`Edu::identification`].
+    /// [`Error::DmaRange`] beyond [`MAX_TRANSFER`]; [`Error::Timeout`], after which the buffer is lost to the device. See
+    /// [`Edu::identification`].
     pub fn copy_to_device(&self, buffer: Buffer<ToDevice>) -> Result<Buffer<ToDevice>> {
-        let length = buffer.len() as u64;
+        let length = checked_length(&buffer)?;
         let flight = buffer.submit();
         self.transfer(flight.iova(), BUFFER_OFFSET, length, DmaCommand::START | DmaCommand::IRQ)?;
         Ok(flight.complete())
@@ -158,7 +169,7 @@ impl<I: Io + 'static> Edu<I> {
     /// # Errors
     /// As [`Edu::copy_to_device`].
     pub fn copy_from_device(&self, buffer: Buffer<FromDevice>) -> Result<Buffer<FromDevice>> {
-        let length = buffer.len() as u64;
+        let length = checked_length(&buffer)?;
         let flight = buffer.submit();
         let command = DmaCommand::START | DmaCommand::IRQ | DmaCommand::TO_MEMORY;
         self.transfer(BUFFER_OFFSET, flight.iova(), length, command)?;
@@ -167,9 +178,14 @@ impl<I: Io + 'static> Edu<I> {
 
     /// One transfer between raw addresses: what the copies are made of, and what a test aims outside its mappings.
     ///
+    /// The device reports no failure: one whose memory cannot be reached ends like any other, and moves nothing
+    /// ([`Edu::copy_from_device`] shows what is in the device's buffer). The end in the device's buffer must be in it.
+    ///
     /// # Errors
     /// [`Error::Timeout`]; see [`Edu::identification`].
     pub fn transfer(&self, source: u64, destination: u64, length: u64, command: DmaCommand) -> Result<()> {
+        // Writes to these registers are ignored during a transfer.
+        idle(&*self.io)?;
         self.forget(InterruptStatus::DMA);
         self.io.write(DMA_SOURCE, source)?;
         self.io.write(DMA_DESTINATION, destination)?;
@@ -177,9 +193,23 @@ impl<I: Io + 'static> Edu<I> {
         self.io.write(DMA_COMMAND, command)?;
         self.wait("the end of a DMA transfer", InterruptStatus::DMA)?;
         // The interrupt is raised with START already clear; a device that lies would corrupt the next transfer.
-        Deadline::after(PATIENCE)
-            .poll("DMA command START going to 0", || Ok(!self.io.read(DMA_COMMAND)?.contains(DmaCommand::START)))
+        idle(&*self.io)
     }
+}
+
+/// Waits until neither a transfer nor a factorial is running.
+fn idle(io: &impl Io) -> Result<()> {
+    let deadline = Deadline::after(PATIENCE);
+    deadline.poll("DMA command START going to 0", || Ok(!io.read(DMA_COMMAND)?.contains(DmaCommand::START)))?;
+    deadline.poll("status COMPUTING going to 0", || Ok(!io.read(STATUS)?.contains(Status::COMPUTING)))
+}
+
+fn checked_length<D: Direction>(buffer: &Buffer<D>) -> Result<u64> {
+    if buffer.len() > MAX_TRANSFER {
+        let why = "the device moves at most 4095 bytes at once";
+        return Err(Error::DmaRange { iova: buffer.iova(), size: buffer.len() as u64, why });
+    }
+    Ok(buffer.len() as u64)
 }
 
 /// What to show, and where to.
@@ -274,7 +304,7 @@ impl Driver for Tour {
         for n in [5, 10, 12] {
             (config.tell)(Finding::Factorial { n, value: edu.factorial(n)? });
         }
-        let sent: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let sent: Vec<u8> = (0..MAX_TRANSFER as u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
         let mut out = edu.pool().alloc::<ToDevice>(sent.len())?;
         out.write(0, &sent)?;
         let _out = edu.copy_to_device(out)?;
@@ -285,8 +315,13 @@ impl Driver for Tour {
             return Err(wrong(context, "other bytes than were sent by DMA".into(), "the same bytes"));
         }
         (config.tell)(Finding::Dma { bytes: sent.len() });
-        (config.tell)(show_section(edu, context)?);
-        (config.tell)(measure(edu, config.samples)?);
+        let section = show_section(edu, context)?;
+        let kept = section == Finding::Section { during: false, after: true };
+        (config.tell)(section);
+        if !kept {
+            return Err(wrong(context, "an interrupt that a section did not hold until its end".into(), "it held"));
+        }
+        (config.tell)(measure(edu, context, config.samples)?);
         (config.tell)(Finding::Interrupts(edu.irq_stats()));
         Ok(())
     }
@@ -315,13 +350,16 @@ fn show_section(edu: &Edu, context: &Context) -> Result<Finding> {
     Ok(Finding::Section { during, after })
 }
 
-fn measure(edu: &Edu, samples: usize) -> Result<Finding> {
+fn measure(edu: &Edu, context: &Context, samples: usize) -> Result<Finding> {
     let mut times = Vec::with_capacity(samples);
     for _ in 0..samples.max(1) {
         let start = clock::now();
         edu.raise(OWN)?;
         edu.wait("an interrupt whose latency is measured", OWN)?;
         times.push(start.elapsed());
+        if context.should_stop() {
+            break;
+        }
     }
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];

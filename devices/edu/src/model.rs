@@ -8,7 +8,7 @@ use crate::registers::{
 };
 use udrv_backend::Width;
 use udrv_backend::register::Value as _;
-use udrv_model::{Bus, DeviceModel, Identity, ModelBackend};
+use udrv_model::{Bar, Bus, DeviceModel, Identity, ModelBackend};
 
 /// Revision 1.0.
 const REVISION_1_0: u32 = 0x0100_00ed;
@@ -19,6 +19,8 @@ pub struct EduModel {
     factorial: u32,
     status: Status,
     interrupts: InterruptStatus,
+    /// Messages sent: one whenever something is raised, whether or not anything was raised before.
+    sent: [u64; 1],
     source: u64,
     destination: u64,
     count: u64,
@@ -47,6 +49,7 @@ impl EduModel {
             factorial: 0,
             status: Status::empty(),
             interrupts: InterruptStatus::empty(),
+            sent: [0],
             source: 0,
             destination: 0,
             count: 0,
@@ -55,11 +58,18 @@ impl EduModel {
         }
     }
 
+    fn raise(&mut self, cause: InterruptStatus) {
+        self.interrupts |= cause;
+        if !self.interrupts.is_empty() {
+            self.sent = self.sent.map(|count| count.wrapping_add(1));
+        }
+    }
+
     fn compute(&mut self, n: u32) {
         // Past 34! every bit that fits is 0, and stays so.
         self.factorial = (1..=n.min(64)).fold(1, u32::wrapping_mul);
         if self.status.contains(Status::IRQ_ON_FACTORIAL) {
-            self.interrupts |= InterruptStatus::FACTORIAL;
+            self.raise(InterruptStatus::FACTORIAL);
         }
     }
 
@@ -68,7 +78,8 @@ impl EduModel {
         let command = self.command;
         self.command -= DmaCommand::START;
         let inner = if command.contains(DmaCommand::TO_MEMORY) { self.source } else { self.destination };
-        // A range that is not all in the device's buffer transfers nothing; QEMU's device stops the machine.
+        // A range that is not all in the device's buffer transfers nothing. QEMU's device stops the machine, or, lately,
+        // logs it and goes beyond its buffer.
         let range = inner.checked_sub(BUFFER_OFFSET).and_then(|start| {
             let end = start.checked_add(self.count).filter(|end| *end <= BUFFER_SIZE)?;
             self.buffer.get_mut(start as usize..end as usize)
@@ -82,13 +93,13 @@ impl EduModel {
             };
         }
         if command.contains(DmaCommand::IRQ) {
-            self.interrupts |= InterruptStatus::DMA;
+            self.raise(InterruptStatus::DMA);
         }
     }
 
-    /// The 8-byte register around `offset`, if it is one of the four.
-    fn wide(&mut self, offset: u64) -> Option<&mut u64> {
-        match offset & !7 {
+    /// One of the transfer's three operands.
+    fn operand(&mut self, offset: u64) -> Option<&mut u64> {
+        match offset {
             at if at == DMA_SOURCE.offset => Some(&mut self.source),
             at if at == DMA_DESTINATION.offset => Some(&mut self.destination),
             at if at == DMA_COUNT.offset => Some(&mut self.count),
@@ -97,10 +108,9 @@ impl EduModel {
     }
 }
 
-/// `old` with a value of `width` written at byte `at` of it.
-fn insert(old: u64, at: u64, width: Width, value: u64) -> u64 {
-    let shift = at * 8;
-    (old & !(width.all_ones() << shift)) | (value << shift)
+/// Which accesses the device knows ("MMIO area spec").
+fn is_legal(offset: u64, width: Width) -> bool {
+    width == Width::Bits32 || (offset >= 0x80 && width == Width::Bits64)
 }
 
 impl DeviceModel for EduModel {
@@ -108,61 +118,69 @@ impl DeviceModel for EduModel {
         Identity {
             vendor: VENDOR,
             device: DEVICE,
+            // What QEMU gives to devices that name no subsystem (docs/specs/pci-ids.rst).
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1100,
             revision: 0x10,
             class: 0x00_ff_00,
-            bars: [BAR0_SIZE, 0, 0, 0, 0, 0],
+            bars: [Bar::Registers(BAR0_SIZE), Bar::None, Bar::None, Bar::None, Bar::None, Bar::None],
             interrupt_pin: 1,
             msi_vectors: 1,
-            dma_address_bits: DMA_ADDRESS_BITS,
+            msix: None,
+            // The device has no reset method, in QEMU either.
             resettable: false,
         }
     }
 
     fn read(&mut self, _bar: u32, offset: u64, width: Width) -> u64 {
-        let legal = width == Width::Bits32 || (offset >= 0x80 && width == Width::Bits64);
-        if !legal {
+        if !is_legal(offset, width) {
             return width.all_ones();
         }
         let word = match offset {
             at if at == IDENTIFICATION.offset => REVISION_1_0,
-            at if at == LIVENESS.offset => !self.liveness,
+            at if at == LIVENESS.offset => self.liveness,
             at if at == FACTORIAL.offset => self.factorial,
             at if at == STATUS.offset => self.status.into_word(),
             at if at == INTERRUPT_STATUS.offset => self.interrupts.into_word(),
-            at if at & !7 == DMA_COMMAND.offset => return (self.command.bits() >> ((at & 7) * 8)) & width.all_ones(),
-            at => return self.wide(at).map_or(width.all_ones(), |value| (*value >> ((at & 7) * 8)) & width.all_ones()),
+            at if at == DMA_COMMAND.offset => return self.command.bits(),
+            at => return self.operand(at).map_or(u64::MAX, |value| *value),
         };
         u64::from(word)
     }
 
     fn write(&mut self, _bar: u32, offset: u64, width: Width, value: u64, bus: &mut Bus<'_>) {
-        let legal = width == Width::Bits32 || (offset >= 0x80 && width == Width::Bits64);
-        if !legal {
+        if !is_legal(offset, width) {
             return;
         }
         let word = value as u32;
         match offset {
-            at if at == LIVENESS.offset => self.liveness = word,
+            at if at == LIVENESS.offset => self.liveness = !word,
             at if at == FACTORIAL.offset => self.compute(word),
             at if at == STATUS.offset => self.status = Status::from_word(word) & Status::IRQ_ON_FACTORIAL,
-            at if at == INTERRUPT_RAISE.offset => self.interrupts |= InterruptStatus::from_word(word),
+            at if at == INTERRUPT_RAISE.offset => self.raise(InterruptStatus::from_word(word)),
             at if at == INTERRUPT_ACKNOWLEDGE.offset => self.interrupts -= InterruptStatus::from_word(word),
             at if at == DMA_COMMAND.offset => {
-                self.command = DmaCommand::from_bits_retain(insert(0, at & 7, width, value));
-                if self.command.contains(DmaCommand::START) {
+                // Without START nothing is stored either.
+                if DmaCommand::from_bits_retain(value).contains(DmaCommand::START) {
+                    self.command = DmaCommand::from_bits_retain(value);
                     self.transfer(bus);
                 }
             }
+            // Four bytes are zero-extended: the upper half has no address of its own.
             at => {
-                if let Some(register) = self.wide(at) {
-                    *register = insert(*register, at & 7, width, value);
+                if let Some(operand) = self.operand(at) {
+                    *operand = value;
                 }
             }
         }
     }
 
-    fn interrupt(&self) -> bool {
+    fn line(&self) -> bool {
         !self.interrupts.is_empty()
+    }
+
+    fn messages(&self) -> &[u64] {
+        &self.sent
     }
 
     fn reset(&mut self) {

@@ -20,9 +20,9 @@ pub(crate) struct Mappings {
 }
 
 impl Mappings {
-    pub(crate) fn new(address_bits: u32) -> Self {
-        let top = 1u64.checked_shl(address_bits).map_or(u64::MAX, |end| end - 1);
-        let limits = DmaLimits { iova_ranges: vec![0..=top], page_size: PAGE, max_mappings: 65_535 };
+    /// What an IOMMU of 48 bits can map. A device that emits narrower addresses knows so itself.
+    pub(crate) fn new() -> Self {
+        let limits = DmaLimits { iova_ranges: vec![0..=(1 << 48) - 1], page_size: PAGE, max_mappings: 65_535 };
         Self { limits, by_iova: BTreeMap::new() }
     }
 
@@ -32,21 +32,11 @@ impl Mappings {
 
     pub(crate) fn map(&mut self, map: &DmaMap<'_>) -> Result<()> {
         let &DmaMap { iova, size, access, file, offset } = map;
-        let refused = |why| Err(Error::DmaRange { iova, size, why });
-        if size == 0 {
-            return refused("it is empty");
-        }
-        if [iova, size, offset].iter().any(|value| !value.is_multiple_of(PAGE)) {
-            return refused("address, size and offset must be multiples of 4096");
-        }
-        let Some(last) = iova.checked_add(size - 1) else { return refused("its end overflows") };
-        if offset.checked_add(size).is_none() {
-            return refused("its end in the file overflows");
-        }
+        self.limits.check(map)?;
         if self.by_iova.len() >= self.limits.max_mappings as usize {
-            return refused("no more mappings are possible");
+            return Err(Error::DmaRange { iova, size, why: "no more mappings are possible" });
         }
-        if let Some((start, below)) = self.by_iova.range(..=last).next_back()
+        if let Some((start, below)) = self.by_iova.range(..=iova + (size - 1)).next_back()
             && start + (below.size - 1) >= iova
         {
             return Err(Error::DmaOverlap { iova, size });

@@ -1,7 +1,8 @@
-//! Triggers, the pin's level and mask, and the edge that sends a message.
+//! Triggers, the pin's level and mask, and the messages a device has sent.
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::Write as _;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
 use udrv_backend::{Error, IrqIndex, Result, Trigger};
 
@@ -30,43 +31,91 @@ impl Sink {
                 let _ = send(socket.as_raw_fd(), &one, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
             }
             Self::File(file) => {
-                let _ = file.write(&one);
+                let room = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO);
+                if room == Ok(1) {
+                    let _ = file.write(&one);
+                }
             }
         }
     }
 }
 
+/// The triggers of one device, and what its pin and its messages were last seen to be.
 pub(crate) struct Lines {
-    pin: Option<Sink>,
+    pin: Vec<Option<Sink>>,
+    msi: Vec<Option<Sink>>,
+    msix: Vec<Option<Sink>>,
     level: bool,
     masked: bool,
-    messages: Vec<Option<Sink>>,
-    wanted: bool,
+    sent: Vec<u64>,
+}
+
+fn unarmed(count: usize) -> Vec<Option<Sink>> {
+    std::iter::repeat_with(|| None).take(count).collect()
+}
+
+fn is_armed(vectors: &[Option<Sink>]) -> bool {
+    vectors.iter().any(Option::is_some)
 }
 
 impl Lines {
-    pub(crate) fn new(msi_vectors: u32) -> Self {
-        let messages = std::iter::repeat_with(|| None).take(msi_vectors as usize).collect();
-        Self { pin: None, level: false, masked: false, messages, wanted: false }
+    pub(crate) fn new(pin: u32, msi: u32, msix: u32, sent: &[u64]) -> Self {
+        let [pin, msi, msix] = [pin, msi, msix].map(|count| unarmed(count as usize));
+        Self { pin, msi, msix, level: false, masked: false, sent: sent.to_vec() }
     }
 
-    /// The device's output after an access: the pin's level, and whether it wants to send a message.
-    pub(crate) fn update(&mut self, level: bool, wants: bool) {
+    fn vectors(&mut self, index: IrqIndex) -> &mut [Option<Sink>] {
+        match index {
+            IrqIndex::INTX => &mut self.pin,
+            IrqIndex::MSI => &mut self.msi,
+            IrqIndex::MSIX => &mut self.msix,
+            _ => &mut [],
+        }
+    }
+
+    pub(crate) fn count(&self, index: IrqIndex) -> u32 {
+        let vectors = match index {
+            IrqIndex::INTX => &self.pin,
+            IrqIndex::MSI => &self.msi,
+            IrqIndex::MSIX => &self.msix,
+            _ => return 0,
+        };
+        vectors.len() as u32
+    }
+
+    /// Which other index is armed: a function uses one at a time (PCI 3.0, 6.8).
+    pub(crate) fn armed_beside(&self, index: IrqIndex) -> Option<IrqIndex> {
+        let all = [(IrqIndex::INTX, &self.pin), (IrqIndex::MSI, &self.msi), (IrqIndex::MSIX, &self.msix)];
+        all.into_iter().find(|(other, vectors)| *other != index && is_armed(vectors)).map(|(other, _)| other)
+    }
+
+    /// The device's output after an access: the pin's level, and how many messages each vector has sent so far; those
+    /// sent while it may not are lost.
+    pub(crate) fn update(&mut self, level: bool, sent: &[u64], may_send: bool) {
         self.level = level;
         self.signal_pin();
-        let rising = wants && !self.wanted;
-        self.wanted = wants;
-        // A function uses its pin or its messages, never both (PCI 3.0, 6.8.3.3): messages where they are armed.
-        if rising && let Some(Some(sink)) = self.messages.first_mut() {
-            sink.signal();
+        let armed = if is_armed(&self.msix) { &mut self.msix } else { &mut self.msi };
+        for (vector, (now, before)) in sent.iter().zip(&mut self.sent).enumerate() {
+            let news = *now != *before;
+            *before = *now;
+            // A function that has been given fewer vectors than it uses folds them (PCI 3.0, 6.8.3.4).
+            let slot = vector.checked_rem(armed.len()).and_then(|vector| armed.get_mut(vector));
+            if let Some(Some(sink)) = slot.filter(|_| news && may_send) {
+                sink.signal();
+            }
         }
+    }
+
+    /// Takes the counts of a device that has been reset: they start over, and no message is sent.
+    pub(crate) fn reset(&mut self, sent: &[u64]) {
+        self.sent = sent.to_vec();
+        self.masked = false;
     }
 
     fn signal_pin(&mut self) {
         if self.level
             && !self.masked
-            && self.messages.iter().all(Option::is_none)
-            && let Some(sink) = &mut self.pin
+            && let Some(Some(sink)) = self.pin.first_mut()
         {
             self.masked = true;
             sink.signal();
@@ -75,45 +124,32 @@ impl Lines {
 
     pub(crate) fn set(&mut self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
         let sinks: Vec<_> = triggers.iter().map(|trigger| trigger.map(Sink::new).transpose()).collect::<Result<_>>()?;
-        for (vector, sink) in (start as usize..).zip(sinks) {
-            if index == IrqIndex::INTX {
-                self.pin = sink;
-            } else if let Some(slot) = self.messages.get_mut(vector) {
-                *slot = sink;
-            }
+        for (slot, sink) in self.vectors(index).iter_mut().skip(start as usize).zip(sinks) {
+            *slot = sink;
         }
+        self.forget_mask();
         Ok(())
     }
 
     pub(crate) fn disable(&mut self, index: IrqIndex) {
-        match index {
-            IrqIndex::INTX => {
-                self.pin = None;
-                self.masked = false;
-            }
-            _ => self.messages.fill_with(|| None),
-        }
+        self.vectors(index).fill_with(|| None);
+        self.forget_mask();
+    }
+
+    /// A pin without a trigger has no mask.
+    fn forget_mask(&mut self) {
+        self.masked &= is_armed(&self.pin);
     }
 
     pub(crate) fn mask_pin(&mut self, masked: bool) {
         self.masked = masked;
+        self.forget_mask();
         self.signal_pin();
     }
 
     pub(crate) fn fire(&mut self, index: IrqIndex, vector: u32) {
-        match index {
-            IrqIndex::INTX if self.masked => {}
-            IrqIndex::INTX => {
-                if let Some(sink) = &mut self.pin {
-                    self.masked = true;
-                    sink.signal();
-                }
-            }
-            _ => {
-                if let Some(Some(sink)) = self.messages.get_mut(vector as usize) {
-                    sink.signal();
-                }
-            }
+        if let Some(Some(sink)) = self.vectors(index).get_mut(vector as usize) {
+            sink.signal();
         }
     }
 }

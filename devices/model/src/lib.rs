@@ -8,47 +8,69 @@
 mod config;
 mod dma;
 mod irq;
+mod memory;
+mod msix;
 
-pub use config::Identity;
+pub use config::{Bar, Identity};
 pub use dma::{Bus, BusFault};
+pub use memory::device_memory;
+pub use msix::Msix;
 
 use config::ConfigSpace;
 use dma::Mappings;
 use irq::Lines;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use msix::Structures;
+use std::fs::File;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use udrv_backend::{
-    Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqFlags, IrqIndex, IrqInfo, RegionFlags, RegionIndex,
-    RegionInfo, Reset, Result, Trigger, Width,
+    Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqFlags, IrqIndex, IrqInfo, MapRegion, RegionFile,
+    RegionFlags, RegionIndex, RegionInfo, Reset, Result, SparseArea, Trigger, Width,
 };
 
 /// A device's registers and what they do. No I/O, no time, no threads.
+///
+/// It is asked for [`DeviceModel::line`] and [`DeviceModel::messages`] after every access: both are derived from its
+/// state, and it signals nothing by itself.
 pub trait DeviceModel: Send {
     /// What the device is. Constant.
     fn identity(&self) -> Identity;
 
-    /// A read of BAR `bar`; bounds and alignment have been checked.
+    /// A read of BAR `bar`; bounds and alignment have been checked. Memory and the MSI-X structures are not asked of it.
     fn read(&mut self, bar: u32, offset: u64, width: Width) -> u64;
 
     /// A write of BAR `bar`. DMA goes through `bus`.
     fn write(&mut self, bar: u32, offset: u64, width: Width, value: u64, bus: &mut Bus<'_>);
 
-    /// Whether the device wants attention: the pin's level, and, on its rising, the message.
-    fn interrupt(&self) -> bool;
+    /// Whether the pin is asserted.
+    fn line(&self) -> bool;
+
+    /// How many messages each vector has sent since power-on, always for as many vectors as the device uses: what has
+    /// been added since the last access is signalled.
+    fn messages(&self) -> &[u64];
 
     /// Power-on state.
     fn reset(&mut self);
+
+    /// The file behind a [`Bar::Memory`], as long as it is. Constant. See [`device_memory`].
+    fn memory(&self, bar: u32) -> Option<Arc<File>> {
+        let _ = bar;
+        None
+    }
 }
 
 /// A model as a [`Backend`].
 pub struct ModelBackend<M: DeviceModel> {
     info: DeviceInfo,
     identity: Identity,
+    memory: [Option<Arc<File>>; 6],
     inner: Mutex<Inner<M>>,
 }
 
 struct Inner<M> {
     model: M,
     config: ConfigSpace,
+    msix: Structures,
     lines: Lines,
     mappings: Mappings,
 }
@@ -57,27 +79,28 @@ impl<M: DeviceModel> ModelBackend<M> {
     /// The model, as the device `model:NAME`.
     pub fn new(name: &str, model: M) -> Self {
         let identity = model.identity();
+        let pins = u32::from(identity.interrupt_pin != 0);
+        let msix = identity.msix.map_or(0, |msix| u32::from(msix.vectors));
+        let is_memory = |bar: u32| matches!(identity.bars.get(bar as usize), Some(Bar::Memory(_)));
+        let memory = std::array::from_fn(|bar| model.memory(bar as u32).filter(|_| is_memory(bar as u32)));
         let inner = Inner {
             config: ConfigSpace::new(&identity),
-            lines: Lines::new(identity.msi_vectors),
-            mappings: Mappings::new(identity.dma_address_bits),
+            msix: Structures::new(identity.msix),
+            lines: Lines::new(pins, identity.msi_vectors, msix, model.messages()),
+            mappings: Mappings::new(),
             model,
         };
         let info = DeviceInfo { address: format!("model:{name}"), regions: 9, irqs: 5 };
-        Self { info, identity, inner: Mutex::new(inner) }
+        Self { info, identity, memory, inner: Mutex::new(inner) }
+    }
+
+    fn memory(&self, region: RegionIndex) -> Option<&File> {
+        self.memory.get(region.0 as usize)?.as_deref()
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner<M>> {
         // A model that panicked has its state as of that access, which is as good as any device's after a fault.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn vectors(&self, index: IrqIndex) -> u32 {
-        match index {
-            IrqIndex::INTX => u32::from(self.identity.interrupt_pin != 0),
-            IrqIndex::MSI => self.identity.msi_vectors,
-            _ => 0,
-        }
     }
 
     fn check_vectors(&self, index: IrqIndex, start: u32, count: u32) -> Result<()> {
@@ -100,9 +123,10 @@ impl<M: DeviceModel> ModelBackend<M> {
 impl<M: DeviceModel> Inner<M> {
     /// The one place where interrupts come from: derived from state after every access.
     fn sync(&mut self) {
-        let asserted = self.model.interrupt();
-        self.config.show_interrupt(asserted);
-        self.lines.update(asserted && self.config.pin_enabled(), asserted && self.config.bus_master());
+        let line = self.model.line();
+        self.config.show_interrupt(line);
+        let line = line && self.config.pin_enabled();
+        self.lines.update(line, self.model.messages(), self.config.bus_master());
     }
 }
 
@@ -113,13 +137,15 @@ impl<M: DeviceModel> Backend for ModelBackend<M> {
 
     fn region(&self, region: RegionIndex) -> Result<RegionInfo> {
         let size = match region.0 {
-            bar @ 0..=5 => self.identity.bars[bar as usize],
+            bar @ 0..=5 => self.identity.bars.get(bar as usize).map_or(0, |bar| bar.size()),
             7 => config::SIZE,
             6 | 8 => 0,
             _ => return Err(Error::NoSuchRegion { region, count: self.info.regions }),
         };
-        let flags = if size > 0 { RegionFlags::READ | RegionFlags::WRITE } else { RegionFlags::empty() };
-        Ok(RegionInfo { index: region, size, flags, mappable: Vec::new() })
+        let mut flags = if size > 0 { RegionFlags::READ | RegionFlags::WRITE } else { RegionFlags::empty() };
+        let whole = self.memory(region).map(|_| SparseArea { offset: 0, size });
+        flags.set(RegionFlags::MMAP, whole.is_some());
+        Ok(RegionInfo { index: region, size, flags, mappable: whole.into_iter().collect() })
     }
 
     fn irq(&self, index: IrqIndex) -> Result<IrqInfo> {
@@ -130,15 +156,21 @@ impl<M: DeviceModel> Backend for ModelBackend<M> {
             IrqIndex::INTX => IrqFlags::EVENTFD | IrqFlags::MASKABLE | IrqFlags::AUTOMASKED,
             _ => IrqFlags::EVENTFD,
         };
-        Ok(IrqInfo { index, count: self.vectors(index), flags })
+        Ok(IrqInfo { index, count: self.lock().lines.count(index), flags })
     }
 
     fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64> {
         self.region(region)?.check(offset, width)?;
+        if let Some(file) = self.memory(region) {
+            return memory::load(file, offset, width);
+        }
         let mut inner = self.lock();
+        let Inner { model, config, msix, .. } = &mut *inner;
         let value = match region {
-            RegionIndex::CONFIG => inner.config.read(offset, width),
-            bar => inner.model.read(bar.0, offset, width) & width.all_ones(),
+            RegionIndex::CONFIG => config.read(offset, width),
+            RegionIndex(bar) => {
+                msix.read(bar, offset, width).unwrap_or_else(|| model.read(bar, offset, width) & width.all_ones())
+            }
         };
         inner.sync();
         Ok(value)
@@ -147,11 +179,16 @@ impl<M: DeviceModel> Backend for ModelBackend<M> {
     fn write(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> Result<()> {
         self.region(region)?.check(offset, width)?;
         RegionInfo::check_value(width, value)?;
+        if let Some(file) = self.memory(region) {
+            return memory::store(file, offset, width, value);
+        }
         let mut inner = self.lock();
-        let Inner { model, config, mappings, .. } = &mut *inner;
+        let Inner { model, config, msix, mappings, .. } = &mut *inner;
         match region {
             RegionIndex::CONFIG => config.write(offset, width, value),
-            bar => model.write(bar.0, offset, width, value, &mut Bus::new(mappings, config.bus_master())),
+            RegionIndex(bar) => msix.write(bar, offset, width, value).unwrap_or_else(|| {
+                model.write(bar, offset, width, value, &mut Bus::new(mappings, config.bus_master()));
+            }),
         }
         inner.sync();
         Ok(())
@@ -161,6 +198,13 @@ impl<M: DeviceModel> Backend for ModelBackend<M> {
         let count = u32::try_from(triggers.len()).unwrap_or(u32::MAX);
         self.check_vectors(index, start, count)?;
         let mut inner = self.lock();
+        if let Some(armed) = inner.lines.armed_beside(index).filter(|_| triggers.iter().any(Option::is_some)) {
+            return Err(Error::Unavailable {
+                device: self.info.address.clone(),
+                why: format!("{armed} is armed, and a device uses one kind of interrupt at a time"),
+                advice: format!("disable {armed} before {index} is armed"),
+            });
+        }
         inner.lines.set(index, start, triggers)?;
         inner.sync();
         Ok(())
@@ -197,6 +241,10 @@ impl<M: DeviceModel> Backend for ModelBackend<M> {
     fn resettable(&self) -> Option<&dyn Reset> {
         self.identity.resettable.then_some(self as &dyn Reset)
     }
+
+    fn mappable(&self) -> Option<&dyn MapRegion> {
+        self.memory.iter().any(Option::is_some).then_some(self as &dyn MapRegion)
+    }
 }
 
 impl<M: DeviceModel> Dma for ModelBackend<M> {
@@ -216,10 +264,20 @@ impl<M: DeviceModel> Dma for ModelBackend<M> {
 impl<M: DeviceModel> Reset for ModelBackend<M> {
     fn reset(&self) -> Result<()> {
         let mut inner = self.lock();
-        inner.model.reset();
-        inner.config = ConfigSpace::new(&self.identity);
-        inner.lines.mask_pin(false);
+        let Inner { model, config, msix, lines, .. } = &mut *inner;
+        model.reset();
+        *config = ConfigSpace::new(&self.identity);
+        *msix = Structures::new(self.identity.msix);
+        lines.reset(model.messages());
         inner.sync();
         Ok(())
+    }
+}
+
+impl<M: DeviceModel> MapRegion for ModelBackend<M> {
+    fn region_file(&self, region: RegionIndex) -> Result<RegionFile<'_>> {
+        self.region(region)?;
+        let none = Error::NotSupported { what: "mapping this region", by: self.info.address.clone() };
+        self.memory(region).map(|file| RegionFile { file: file.as_fd(), offset: 0 }).ok_or(none)
     }
 }

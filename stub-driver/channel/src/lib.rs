@@ -15,6 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use udrv_backend::clock::now;
 use udrv_wire::{Header, HeaderError, Limits};
 
 /// Most descriptors that any message may carry here; also the most that QEMU's client accepts as a server's limit.
@@ -72,11 +73,6 @@ pub struct Channel {
     patience: Duration,
 }
 
-#[expect(clippy::disallowed_methods, reason = "a leaf has no clock module of others to use; this is its own")]
-fn now() -> Instant {
-    Instant::now()
-}
-
 impl Channel {
     /// Over a connected socket. `patience` bounds each message once begun, and each reply.
     ///
@@ -119,7 +115,15 @@ impl Channel {
     /// # Errors
     /// See [`ChannelError`].
     pub fn receive(&self) -> Result<Message, ChannelError> {
-        let until = now() + self.patience;
+        self.receive_by(now() + self.patience)
+    }
+
+    /// As [`Channel::receive`], with a deadline that several messages may share. (A [`ChannelError::Timeout`] names the
+    /// patience of the channel nevertheless.)
+    ///
+    /// # Errors
+    /// See [`ChannelError`].
+    pub fn receive_by(&self, until: Instant) -> Result<Message, ChannelError> {
         let mut fds = Received::default();
         let mut head = [0; 16];
         self.fill(&mut head, &mut fds, until, true)?;

@@ -152,10 +152,9 @@ impl Service for Control {
         self.visible(user).next().is_some()
     }
 
-    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) -> String {
-        match self.converse(stream, Uid::from_raw(peer.uid())) {
-            Ok(()) => "done".into(),
-            Err(error) => format!("{error:#}"),
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) {
+        if let Err(error) = self.converse(stream, Uid::from_raw(peer.uid())) {
+            tracing::warn!("control: process {} of user {}: {error:#}", peer.pid(), peer.uid());
         }
     }
 }
@@ -255,14 +254,14 @@ fn peek(device: &Served, region: u32, offset: u64, bits: u64) -> Result<u64, Str
 
 /// The next line, which must come within a deadline; `None` if the peer is done.
 fn read_line(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
-    let until = crate::clock::now() + PATIENCE;
+    let until = udrv_backend::clock::now() + PATIENCE;
     loop {
         if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let rest = buffer.split_off(end + 1);
             return Ok(Some(std::mem::replace(buffer, rest)));
         }
         anyhow::ensure!(buffer.len() < MAX_LINE, "a line of more than {MAX_LINE} bytes");
-        let left = until.saturating_duration_since(crate::clock::now());
+        let left = until.saturating_duration_since(udrv_backend::clock::now());
         anyhow::ensure!(!left.is_zero(), "no request within {PATIENCE:?}");
         stream.set_read_timeout(Some(left)).context("setting a deadline")?;
         let mut chunk = [0; 512];

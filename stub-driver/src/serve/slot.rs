@@ -1,8 +1,7 @@
 //! Who has a device: nobody, one client, or one client that is just being shown out.
 
+use super::accept::has_hung_up;
 use super::lease::Counters;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,12 +30,6 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    fn has_hung_up(&self) -> bool {
-        // POLLHUP, once both directions are closed, is reported unasked.
-        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-    }
-
     fn revoke(&mut self, why: &str) {
         self.revoked.get_or_insert_with(|| why.into());
         // It may have gone by itself, which serves as well.
@@ -69,7 +62,7 @@ impl Slot {
     /// Takes the lease: at once if it is free, refused soon if a client has it. Where the client before has gone and
     /// its lease is being ended, waits for that.
     pub(super) fn take(&self, tenant: Tenant) -> Result<(), String> {
-        let begin = crate::clock::now();
+        let begin = udrv_backend::clock::now();
         let mut guard = self.lock();
         loop {
             let waited = begin.elapsed();

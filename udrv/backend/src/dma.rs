@@ -1,6 +1,6 @@
 //! Memory a device may read and write.
 
-use crate::Result;
+use crate::{Error, Result};
 use std::ops::RangeInclusive;
 use std::os::fd::BorrowedFd;
 
@@ -36,7 +36,8 @@ pub struct DmaMap<'fd> {
 /// What mappings are possible.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DmaLimits {
-    /// Bus addresses that can be mapped, ascending, with the reserved ranges (the MSI window) left out.
+    /// Bus addresses that can be mapped, ascending, with the reserved ranges (the MSI window) left out. What the device
+    /// itself can emit may be less: that is for its driver to know.
     pub iova_ranges: Vec<RangeInclusive<u64>>,
     /// Granularity of mappings in bytes, a power of two.
     pub page_size: u64,
@@ -44,12 +45,38 @@ pub struct DmaLimits {
     pub max_mappings: u32,
 }
 
+impl DmaLimits {
+    /// Checks one mapping against the limits, as far as that can be done without knowing the others.
+    ///
+    /// # Errors
+    /// [`Error::DmaRange`].
+    pub fn check(&self, map: &DmaMap<'_>) -> Result<()> {
+        let &DmaMap { iova, size, offset, .. } = map;
+        let refused = |why| Err(Error::DmaRange { iova, size, why });
+        if size == 0 {
+            return refused("it is empty");
+        }
+        if [iova, size, offset].iter().any(|value| !value.is_multiple_of(self.page_size)) {
+            return refused("address, size and offset must be multiples of the page size");
+        }
+        let Some(last) = iova.checked_add(size - 1) else { return refused("its end overflows") };
+        if offset.checked_add(size).is_none_or(|end| i64::try_from(end).is_err()) {
+            return refused("its end in the file overflows");
+        }
+        if !self.iova_ranges.iter().any(|range| range.contains(&iova) && range.contains(&last)) {
+            return refused("it does not lie in one range of bus addresses that can be mapped");
+        }
+        Ok(())
+    }
+}
+
 /// A device that can be given memory.
 pub trait Dma {
     /// What mappings are possible.
     fn limits(&self) -> DmaLimits;
 
-    /// Gives the device a range of memory. The backend keeps what it needs of the descriptor.
+    /// Gives the device a range of memory. The backend keeps what it needs of the descriptor. A file that is shorter than
+    /// the range is refused, or mapped with a part that no transfer may touch.
     ///
     /// # Errors
     /// [`Error::DmaOverlap`](crate::Error::DmaOverlap) if any byte is mapped already,

@@ -43,7 +43,8 @@ bitflags::bitflags! {
         const MASKABLE = 2;
         /// The vector is masked before it is signalled, and stays so until unmasked (level interrupts).
         const AUTOMASKED = 4;
-        /// The number of armed vectors cannot change without disarming all of them first.
+        /// In the kernel, the number of armed vectors cannot change without disarming all of them first. A backend hides
+        /// that; whoever arms the most vectors first spares it the work.
         const NORESIZE = 8;
     }
 }

@@ -3,12 +3,14 @@
 //! Whatever *is* a device implements [`Backend`]; whatever *uses* a device takes one. Kernel VFIO, a software model
 //! and a vfio-user socket are backends, so a driver written against this crate runs on all of them unchanged.
 //!
-//! What lives here: the trait, the values it speaks in, its errors, and (feature-free) the [`conformance`] suite that
-//! states each promise as a check. What must not: any operating-system call, any device, any runtime policy. The
-//! vocabulary is the kernel's (`linux/vfio.h`): region and interrupt indices are VFIO's, so that nothing is renumbered
+//! What lives here: the trait, the values it speaks in, its errors, and, behind the feature `conformance`, the suite that
+//! states each promise as a check. What must not: any operating-system call (outside that suite), any device, any
+//! runtime policy. The vocabulary is the kernel's (`linux/vfio.h`): region and interrupt indices are VFIO's, so that nothing is renumbered
 //! between a driver and its device.
 #![forbid(unsafe_code)]
 
+pub mod clock;
+#[cfg(feature = "conformance")]
 pub mod conformance;
 mod dma;
 mod error;
@@ -36,13 +38,14 @@ pub struct DeviceInfo {
 /// One device: its regions and interrupts, and by type what it can do beyond them.
 ///
 /// # Promises
-/// Every implementation is checked by [`conformance`]:
+/// Every implementation is checked by the suite in the module `conformance`:
 /// * an access beyond a region, or one that is not naturally aligned, is an [`Error`], never a crash and never an
 ///   access to something else;
 /// * accesses made by one thread reach the device in program order;
 /// * interrupts are delivered by writing 8 bytes to the trigger of the vector; none is lost, several may be merged;
 /// * after [`Reset::reset`] the triggers are armed as before;
-/// * dropping the backend leaves the device quiet: interrupts disarmed, DMA unmapped.
+/// * dropping the backend leaves the device quiet: interrupts disarmed, the triggers closed, DMA unmapped. A device that
+///   is opened again right after is as good as one opened first.
 pub trait Backend: Send + Sync {
     /// What the device says of itself.
     fn info(&self) -> &DeviceInfo;
@@ -61,6 +64,9 @@ pub trait Backend: Send + Sync {
 
     /// Reads one naturally aligned value of `width` at byte `offset` of `region`.
     ///
+    /// It reaches the device as one access, except that kernel VFIO may make two of a 64-bit one, the lower half first.
+    /// A BAR whose space the command register does not enable answers with an error or with all ones.
+    ///
     /// # Errors
     /// [`Error::OutOfRegion`], [`Error::Unaligned`], [`Error::NoSuchRegion`], [`Error::Gone`], [`Error::Os`].
     fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64>;
@@ -72,10 +78,18 @@ pub trait Backend: Send + Sync {
     fn write(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> Result<()>;
 
     /// Sets the triggers of vectors `start..start + triggers.len()` of `index`; `None` leaves a hole that never fires.
-    /// Vectors outside the range keep their trigger. The backend keeps its own duplicate of each descriptor.
+    /// Vectors outside the range keep their trigger; an empty range changes nothing. Any range may be set at any time,
+    /// whatever [`IrqFlags::NORESIZE`] says: the backend does what that takes. It keeps its own duplicate of each
+    /// descriptor, and closes it when the trigger is replaced, taken away or disarmed.
+    ///
+    /// A vector is unmasked when it gets a trigger and had none, and keeps its mask when its trigger is replaced. A line
+    /// that is asserted at that moment is signalled. Arming some vectors of an index may signal others of it that were
+    /// armed before, once: where the kernel has to disarm them meanwhile, what they would have missed is made up for.
     ///
     /// # Errors
-    /// [`Error::NoSuchIrq`] if the range does not fit, with nothing changed.
+    /// [`Error::NoSuchIrq`] if the range does not fit; [`Error::Unavailable`] or [`Error::Os`] if the range holds a
+    /// trigger while another of INTx, MSI and MSI-X is armed, since a device uses one of them at a time. With nothing
+    /// changed in either case.
     fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()>;
 
     /// Disarms every vector of `index`. Not an error when none is armed.
@@ -84,7 +98,8 @@ pub trait Backend: Send + Sync {
     /// [`Error::NoSuchIrq`], [`Error::Gone`], [`Error::Os`].
     fn disable_irq(&self, index: IrqIndex) -> Result<()>;
 
-    /// Masks one vector: until [`Backend::unmask_irq`] its interrupts are kept back as one.
+    /// Masks one vector: until [`Backend::unmask_irq`] its interrupts are kept back as one. A vector without a trigger has
+    /// no mask: masking or unmasking it changes nothing and is no error.
     ///
     /// # Errors
     /// [`Error::NotSupported`] unless [`IrqFlags::MASKABLE`]; [`Error::NoSuchIrq`].
@@ -96,7 +111,8 @@ pub trait Backend: Send + Sync {
     /// As [`Backend::mask_irq`].
     fn unmask_irq(&self, index: IrqIndex, vector: u32) -> Result<()>;
 
-    /// Signals the trigger of one vector as if the device had raised it (VFIO's `DATA_NONE | TRIGGER`).
+    /// Signals the trigger of one vector as if the device had raised it (VFIO's `DATA_NONE | TRIGGER`). The trigger is
+    /// signalled once, whatever the vector's mask and the line's level are, and neither is changed.
     ///
     /// # Errors
     /// [`Error::NoSuchIrq`] if the vector does not exist; a vector without a trigger is not an error.
@@ -118,8 +134,9 @@ pub trait Backend: Send + Sync {
 
 /// A device that can be reset.
 pub trait Reset {
-    /// Resets the device to its power-on state. Registers take their reset values; triggers stay armed; DMA mappings
-    /// stay mapped; INTx is unmasked.
+    /// Resets the device to its power-on state. Registers take their reset values; triggers stay armed, holes stay holes;
+    /// DMA mappings stay mapped; INTx is unmasked. Configuration space may have been restored (the kernel does so) or be
+    /// as at power-on (a model): a driver sets up the command register again.
     ///
     /// # Errors
     /// [`Error::Gone`], [`Error::Os`].

@@ -1,44 +1,42 @@
 //! Client of any vfio-user server: the stub, libvfio-user, SPDK.
 //!
 //! The server is not trusted: every request has a deadline, every reply is checked, and a server that breaks the protocol
-//! or falls silent is given up: from then on the device is [`Error::Gone`]. Regions are reached by message.
+//! or falls silent is given up: from then on the device is [`Error::Gone`]. Regions are reached by message, and mapped
+//! where the server sends a file for it.
+//!
+//! `connection` is the socket with requests and replies, `describe` asks what the device is, `memory` is what the server
+//! may ask for in return; here is the [`Backend`] over them.
+//!
+//! A server's DMA by message is answered while one of our requests is under way, which is when servers that work through
+//! their requests one by one ask. One that asks between requests has its answer with our next request.
 
-use std::collections::BTreeMap;
-use std::os::fd::BorrowedFd;
-use std::os::unix::net::UnixStream;
+mod connection;
+mod describe;
+mod memory;
+
+use connection::Connection;
+use describe::{Description, Region};
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use udrv_backend::{
-    Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqFlags, IrqIndex, IrqInfo, RegionFlags, RegionIndex,
-    RegionInfo, Reset, Result, Trigger, Width,
+    Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqFlags, IrqIndex, IrqInfo, MapRegion, RegionFile,
+    RegionIndex, RegionInfo, Reset, Result, Trigger, Width,
 };
-use udrv_channel::{Channel, Message};
-use udrv_wire::{self as wire, DeviceFlags, Header, IrqAction, IrqData, Limits, MessageKind, Request};
+use udrv_wire::{self as wire, IrqAction, IrqData, Limits, Request};
 
 /// How long any one request may take, unless said otherwise. A device reset may take 100 ms and more.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
-/// More indices than any PCI device has; a server that claims more is not believed.
-const MAX_INDICES: u32 = 64;
-
 /// A device behind a vfio-user socket.
 pub struct Client {
     info: DeviceInfo,
-    regions: Vec<RegionInfo>,
+    regions: Vec<Region>,
     irqs: Vec<IrqInfo>,
     resettable: bool,
     capabilities: wire::Capabilities,
     connection: Mutex<Connection>,
-    mapped: Mutex<BTreeMap<u64, u64>>,
-}
-
-struct Connection {
-    address: String,
-    channel: Channel,
-    next_id: u16,
-    /// Why it was given up.
-    broken: Option<String>,
 }
 
 impl Client {
@@ -56,47 +54,16 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn connect_with(path: &Path, patience: Duration) -> Result<Self> {
-        let address = format!("unix:{}", path.display());
-        let stream = UnixStream::connect(path).map_err(|error| {
-            let advice = match error.kind() {
-                std::io::ErrorKind::NotFound => ": no such socket; start a server: stub-driver serve DEVICE",
-                std::io::ErrorKind::PermissionDenied => ": not yours; serve it with --owner USER",
-                std::io::ErrorKind::ConnectionRefused => {
-                    ": no server behind it (or no socket); start stub-driver serve"
-                }
-                _ => "",
-            };
-            Error::os(format!("connecting to {address}{advice}"), error)
-        })?;
-        let channel = Channel::new(stream, Limits::default(), patience)
-            .map_err(|error| Error::os(format!("setting up {address}"), error))?;
-        let mut connection = Connection { address: address.clone(), channel, next_id: 0, broken: None };
+        let mut connection = Connection::open(path, patience)?;
+        let Description { capabilities, resettable, regions, irqs } = Description::ask(&mut connection)?;
+        let address = connection.address().to_owned();
+        let info = DeviceInfo { address, regions: regions.len() as u32, irqs: irqs.len() as u32 };
+        Ok(Self { info, regions, irqs, resettable, capabilities, connection: Mutex::new(connection) })
+    }
 
-        let proposal = wire::Version { major: 0, minor: 2, capabilities: wire::Capabilities::default() };
-        let reply = connection.call(&Request::Version(proposal), &[])?;
-        let version = wire::Version::decode(&reply.payload).map_err(|error| connection.broke(&error, "a version"))?;
-        if version.major != 0 || version.minor > 2 {
-            let found = format!("protocol version {}.{}", version.major, version.minor);
-            return Err(connection.broke(&found, "0.2 or 0.1"));
-        }
-        let reply = connection.call(&Request::DeviceGetInfo(wire::DeviceGetInfo { argsz: 16 }), &[])?;
-        let device =
-            wire::DeviceInfo::decode(&reply.payload).map_err(|error| connection.broke(&error, "device info"))?;
-        if device.num_regions > MAX_INDICES || device.num_irqs > MAX_INDICES {
-            let found = format!("{} regions and {} irqs", device.num_regions, device.num_irqs);
-            return Err(connection.broke(&found, "at most 64 of each"));
-        }
-        let regions = (0..device.num_regions).map(|index| connection.region(index)).collect::<Result<_>>()?;
-        let irqs = (0..device.num_irqs).map(|index| connection.irq(index)).collect::<Result<_>>()?;
-        Ok(Self {
-            info: DeviceInfo { address, regions: device.num_regions, irqs: device.num_irqs },
-            regions,
-            irqs,
-            resettable: device.flags.contains(DeviceFlags::RESET),
-            capabilities: version.capabilities,
-            connection: Mutex::new(connection),
-            mapped: Mutex::default(),
-        })
+    fn region_of(&self, region: RegionIndex) -> Result<&Region> {
+        let none = Error::NoSuchRegion { region, count: self.info.regions };
+        self.regions.get(region.0 as usize).ok_or(none)
     }
 
     fn connection(&self) -> MutexGuard<'_, Connection> {
@@ -131,93 +98,13 @@ impl Client {
     }
 }
 
-impl Connection {
-    /// Gives the server up.
-    fn broke(&mut self, found: &dyn std::fmt::Display, expected: &str) -> Error {
-        let found = found.to_string();
-        self.broken = Some(format!("it broke the protocol ({found})"));
-        Error::Protocol { peer: self.address.clone(), found, expected: expected.into() }
-    }
-
-    fn lost(&mut self, error: &udrv_channel::ChannelError, doing: &str) -> Error {
-        self.broken = Some(error.to_string());
-        match error {
-            udrv_channel::ChannelError::Timeout(after) => {
-                Error::Timeout { what: format!("an answer of {} to {doing}", self.address), after: *after }
-            }
-            udrv_channel::ChannelError::Header(error) => self.broke(error, "a vfio-user header"),
-            other => Error::Gone { device: self.address.clone(), why: format!("{other}, at {doing}") },
-        }
-    }
-
-    /// One request and its reply.
-    fn call(&mut self, request: &Request<'_>, fds: &[BorrowedFd<'_>]) -> Result<Message> {
-        if let Some(why) = &self.broken {
-            return Err(Error::Gone { device: self.address.clone(), why: why.clone() });
-        }
-        let command = request.command();
-        let doing = command.to_string();
-        let payload = request.encode();
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
-        let header = Header::command(id, command, payload.len());
-        self.channel.send(&header, &payload, fds).map_err(|error| self.lost(&error, &doing))?;
-        // A server may ask for memory before it answers, but not for ever.
-        for _ in 0..1024 {
-            let message = self.channel.receive().map_err(|error| self.lost(&error, &doing))?;
-            let came = message.header;
-            if came.kind == MessageKind::Command {
-                let refusal = Header::error_reply(came.msg_id, came.command, wire::Errno::ENOTSUP);
-                if !came.no_reply {
-                    self.channel.send(&refusal, &[], &[]).map_err(|error| self.lost(&error, &doing))?;
-                }
-                continue;
-            }
-            if came.msg_id != id || came.command != command {
-                let found = format!("a reply to {} number {}", came.command, came.msg_id);
-                return Err(self.broke(&found, &format!("one to {command} number {id}")));
-            }
-            if let Some(errno) = came.error {
-                let source = std::io::Error::from_raw_os_error(i32::try_from(errno.0).unwrap_or(5));
-                return Err(Error::os(format!("{} refused {doing}", self.address), source));
-            }
-            return Ok(message);
-        }
-        Err(self.broke(&"1024 commands instead of a reply", "the reply"))
-    }
-
-    fn region(&mut self, index: u32) -> Result<RegionInfo> {
-        let request = wire::DeviceGetRegionInfo { argsz: 4096, index };
-        let reply = self.call(&Request::DeviceGetRegionInfo(request), &[])?;
-        let info = match wire::RegionInfo::decode(&reply.payload) {
-            Ok(wire::RegionInfoReply::Full(info) | wire::RegionInfoReply::Truncated { info, .. }) => info,
-            Err(error) => return Err(self.broke(&error, "region info")),
-        };
-        if info.index != index {
-            return Err(self.broke(&format!("info of region {}", info.index), &format!("of region {index}")));
-        }
-        let mut flags = RegionFlags::empty();
-        flags.set(RegionFlags::READ, info.flags.contains(wire::RegionFlags::READ));
-        flags.set(RegionFlags::WRITE, info.flags.contains(wire::RegionFlags::WRITE));
-        Ok(RegionInfo { index: RegionIndex(index), size: info.size, flags, mappable: Vec::new() })
-    }
-
-    fn irq(&mut self, index: u32) -> Result<IrqInfo> {
-        let reply = self.call(&Request::DeviceGetIrqInfo(wire::DeviceGetIrqInfo { argsz: 16, index }), &[])?;
-        let info = wire::IrqInfo::decode(&reply.payload).map_err(|error| self.broke(&error, "irq info"))?;
-        let flags = IrqFlags::from_bits_truncate(info.flags.bits());
-        Ok(IrqInfo { index: IrqIndex(index), count: info.count, flags })
-    }
-}
-
 impl Backend for Client {
     fn info(&self) -> &DeviceInfo {
         &self.info
     }
 
     fn region(&self, region: RegionIndex) -> Result<RegionInfo> {
-        let none = Error::NoSuchRegion { region, count: self.info.regions };
-        self.regions.get(region.0 as usize).cloned().ok_or(none)
+        Ok(self.region_of(region)?.info.clone())
     }
 
     fn irq(&self, index: IrqIndex) -> Result<IrqInfo> {
@@ -226,28 +113,38 @@ impl Backend for Client {
     }
 
     fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64> {
-        self.region(region)?.check(offset, width)?;
+        self.region_of(region)?.info.check(offset, width)?;
         let count = width.bytes() as u32;
         let mut connection = self.connection();
         let request = wire::RegionRead { offset, region: region.0, count };
         let reply = connection.call(&Request::RegionRead(request), &[])?;
-        let data = wire::RegionData::decode_read_reply(&reply.payload, &Limits::default())
-            .map_err(|error| connection.broke(&error, "register contents"))?;
+        let decoded = wire::RegionData::decode_read_reply(&reply.payload, &Limits::default());
+        let data = connection.decoded(decoded, "register contents")?;
         let mut raw = [0; 8];
         match raw.get_mut(..count as usize) {
             Some(into) if data.data.len() == into.len() => into.copy_from_slice(data.data),
-            _ => return Err(connection.broke(&format!("{} bytes", data.data.len()), &format!("{count}"))),
+            _ => {
+                let found = format!("{} bytes of register contents", data.data.len());
+                return Err(connection.broke(&found, &count.to_string()));
+            }
         }
         Ok(u64::from_le_bytes(raw))
     }
 
     fn write(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> Result<()> {
-        self.region(region)?.check(offset, width)?;
+        self.region_of(region)?.info.check(offset, width)?;
         RegionInfo::check_value(width, value)?;
         let raw = value.to_le_bytes();
         let data = raw.get(..width.bytes() as usize).unwrap_or(&raw);
         let request = wire::RegionWrite { offset, region: region.0, data };
-        self.connection().call(&Request::RegionWrite(request), &[]).map(drop)
+        let mut connection = self.connection();
+        let reply = connection.call(&Request::RegionWrite(request), &[])?;
+        let written = connection.decoded(wire::RegionWriteReply::decode(&reply.payload), "what was written")?;
+        if u64::from(written.count) != width.bytes() {
+            let found = format!("a write of {} bytes", written.count);
+            return Err(connection.broke(&found, &width.bytes().to_string()));
+        }
+        Ok(())
     }
 
     fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
@@ -294,6 +191,21 @@ impl Backend for Client {
     fn resettable(&self) -> Option<&dyn Reset> {
         self.resettable.then_some(self as &dyn Reset)
     }
+
+    fn mappable(&self) -> Option<&dyn MapRegion> {
+        self.regions.iter().any(|region| region.file.is_some()).then_some(self as &dyn MapRegion)
+    }
+}
+
+impl MapRegion for Client {
+    fn region_file(&self, region: RegionIndex) -> Result<RegionFile<'_>> {
+        let (file, offset) = self
+            .region_of(region)?
+            .file
+            .as_ref()
+            .ok_or_else(|| Error::NotSupported { what: "mapping this region", by: self.info.address.clone() })?;
+        Ok(RegionFile { file: file.as_fd(), offset: *offset })
+    }
 }
 
 impl Dma for Client {
@@ -310,32 +222,22 @@ impl Dma for Client {
 
     fn map(&self, map: &DmaMap<'_>) -> Result<()> {
         let &DmaMap { iova, size, access, file, offset } = map;
-        let page = self.limits().page_size;
-        let refused = |why| Err(Error::DmaRange { iova, size, why });
-        if size == 0 || [iova, size, offset].iter().any(|value| !value.is_multiple_of(page)) {
-            return refused("address, size and offset must be multiples of the page size, and size not 0");
-        }
-        let Some(last) = iova.checked_add(size - 1) else { return refused("its end overflows") };
-        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((start, length)) = mapped.range(..=last).next_back()
-            && start + (length - 1) >= iova
-        {
-            return Err(Error::DmaOverlap { iova, size });
-        }
+        let mut connection = self.connection();
+        let prepared = connection.memory.prepare(map, &self.limits())?;
         let flags = wire::DmaFlags::from_bits_truncate(access.bits());
         let request = Request::DmaMap(wire::DmaMap { flags, offset, iova, size });
-        self.connection().call(&request, &[file])?;
-        mapped.insert(iova, size);
+        connection.call(&request, &[file])?;
+        connection.memory.keep(prepared);
         Ok(())
     }
 
     fn unmap(&self, iova: u64, size: u64) -> Result<()> {
-        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
-        if mapped.get(&iova) != Some(&size) {
+        let mut connection = self.connection();
+        if !connection.memory.has(iova, size) {
             return Err(Error::DmaNotMapped { iova, size });
         }
-        self.connection().call(&Request::DmaUnmap(wire::DmaUnmap { all: false, iova, size }), &[])?;
-        mapped.remove(&iova);
+        connection.call(&Request::DmaUnmap(wire::DmaUnmap { all: false, iova, size }), &[])?;
+        connection.memory.forget(iova);
         Ok(())
     }
 }

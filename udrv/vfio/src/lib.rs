@@ -2,8 +2,14 @@
 //! which is needed to say why one cannot be opened.
 
 mod address;
+mod attach;
 mod backend;
+mod dma;
+mod irq;
+mod relay;
+mod reply;
 mod sysfs;
+mod uapi;
 
 pub use address::Bdf;
 pub use backend::VfioBackend;

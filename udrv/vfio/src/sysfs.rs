@@ -36,18 +36,25 @@ pub struct PciDevice {
 }
 
 impl PciDevice {
-    /// Whether it is a bridge, which may share a group with a device that VFIO drives.
+    /// Whether it is a bridge of any kind (base class 06h), which VFIO does not hand out.
     #[must_use]
     pub const fn is_bridge(&self) -> bool {
         self.class >> 16 == 0x06
     }
 
-    /// Whether its driver keeps its group from being used through VFIO (kernel documentation, "VFIO": every device of a
-    /// group must be unbound, on a vfio driver, or a bridge).
+    /// Whether a VFIO driver has it: vfio-pci, or a variant such as mlx5_vfio_pci.
+    #[must_use]
+    pub fn is_on_vfio(&self) -> bool {
+        self.driver.as_deref().is_some_and(is_vfio_driver)
+    }
+
+    /// Whether its driver keeps its group from being used through VFIO. Every device of a group must be unbound or on a
+    /// driver that leaves DMA to the group's owner: the VFIO drivers, pci-stub, and pcieport for PCI Express ports. Any
+    /// other driver counts, that of an ISA bridge included (Linux 5.19, `driver_managed_dma` of `struct pci_driver`).
     #[must_use]
     pub fn blocks_group(&self) -> bool {
-        let harmless = |driver: &str| driver.starts_with("vfio") || driver == "pci-stub" || driver == "pcieport";
-        !self.is_bridge() && self.driver.as_deref().is_some_and(|driver| !harmless(driver))
+        let harmless = |driver: &str| is_vfio_driver(driver) || driver == "pci-stub" || driver == "pcieport";
+        self.driver.as_deref().is_some_and(|driver| !harmless(driver))
     }
 }
 
@@ -143,6 +150,10 @@ impl Sysfs {
         let others = others.map(|bdf| self.device(bdf)).collect::<Result<Vec<_>>>()?;
         Ok(others.into_iter().filter(PciDevice::blocks_group).collect())
     }
+}
+
+fn is_vfio_driver(name: &str) -> bool {
+    name.ends_with("vfio-pci") || name.ends_with("vfio_pci")
 }
 
 /// The last part of where a link points.

@@ -1,8 +1,0 @@
-//! The one place of the host side that reads the clock.
-
-use std::time::Instant;
-
-#[expect(clippy::disallowed_methods, reason = "this is the module that reads the clock")]
-pub(crate) fn now() -> Instant {
-    Instant::now()
-}
