@@ -669,7 +669,8 @@ fn server_that_only_asks_is_a_timeout() {
         let payload = request.encode();
         let header = Header::command(1, request.command(), payload.len());
         let bytes = [&header.encode()[..], &payload].concat();
-        while peer.0.write_all(&bytes).is_ok() && peer.next().is_some() {}
+        let started = Instant::now();
+        while started.elapsed() < HUNG / 4 && peer.0.write_all(&bytes).is_ok() && peer.next().is_some() {}
     });
     let (client, error) = server.read_error();
     assert!(matches!(error, Error::Timeout { .. }), "{error}");

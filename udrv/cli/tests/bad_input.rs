@@ -119,7 +119,7 @@ fn socket_of_somebody_else_is_an_error() {
         command.uid(65534).gid(65534);
         command
     } else {
-        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0)).expect("closed to its owner too");
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o000)).expect("closed to its owner too");
         Command::new(env!("CARGO_BIN_EXE_udrv"))
     };
     let output = command.args(["info", &unix(&socket)]).output().expect("udrv starts");
