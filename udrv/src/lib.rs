@@ -4,7 +4,6 @@
 //! A driver opens a device by address ([`open`]), reads and writes its registers ([`mmio`]), gives it memory ([`dma`]),
 //! takes its interrupts through an [`irq::IrqDomain`] and is supervised by a [`host::Host`].
 
-pub mod clock;
 pub mod dma;
 pub mod host;
 pub mod irq;
@@ -14,5 +13,5 @@ pub mod vfio_user;
 
 pub use open::open;
 pub use udrv_backend as backend;
-pub use udrv_backend::pci;
 pub use udrv_backend::{Error, Result};
+pub use udrv_backend::{clock, pci};

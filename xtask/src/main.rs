@@ -1,14 +1,17 @@
 //! `cargo xtask demo | test | vm`: everything a newcomer or CI runs.
 
+mod clock;
 mod demo;
+mod stub;
+mod test;
 mod vm;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Build, demo, test and virtual machine of udrv")]
+#[command(name = "xtask", bin_name = "cargo xtask", about = "Demo, tests and virtual machine of udrv")]
 struct Cli {
     #[command(subcommand)]
     task: Task,
@@ -18,45 +21,38 @@ struct Cli {
 enum Task {
     /// Show the kit at work: a device in one process, its driver in another.
     Demo,
-    /// Run every check and test, the virtual machine included (what CI runs).
-    Test,
+    /// Run every check and test, the virtual machines included (what CI runs).
+    Test(test::TestArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
 
-fn main() -> Result<()> {
-    match Cli::parse().task {
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().task {
         Task::Demo => demo::run(),
-        Task::Test => test(),
+        Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 
-fn test() -> Result<()> {
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-    cargo(&["test", "--workspace", "--locked"])?;
-    cargo(&["build", "--workspace", "--bins", "--locked"])?;
-    let results = vm::run_scenarios(&vm::repo_root())?;
-    let failed: Vec<&str> = results
-        .iter()
-        .filter(|result| matches!(result.outcome, vm::Outcome::Failed(_)))
-        .map(|result| result.name.as_str())
-        .collect();
-    if !failed.is_empty() {
-        bail!("failed in the virtual machine: {}", failed.join(", "));
-    }
-    Ok(())
+/// The cargo that runs us.
+fn cargo() -> Command {
+    Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// Runs cargo with `args`, inheriting the terminal.
-fn cargo(args: &[&str]) -> Result<()> {
-    eprintln!("$ cargo {}", args.join(" "));
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-        .args(args)
-        .status()
-        .context("cannot start cargo")?;
+/// Runs `command`, with its output on ours.
+fn succeed(command: &mut Command) -> Result<()> {
+    let said = format!("{command:?}");
+    let status = command.status().with_context(|| format!("cannot start {said}"))?;
     if !status.success() {
-        bail!("cargo {} failed ({status})", args.join(" "));
+        bail!("{said} failed ({status})");
     }
     Ok(())
 }

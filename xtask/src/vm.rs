@@ -1,15 +1,26 @@
 //! The virtual machine with a real VFIO host in it: QEMU's full emulation (no KVM needed) boots Debian's stock kernel with an
 //! IOMMU and PCI devices, and inside is the host's own user land, read-only below an overlay.
 //!
-//! Here is the command line. `vm/kernel.rs` gets programs and kernel, `vm/machine.rs` boots them, `vm/init.sh` is the guest's first
-//! process, and `vm/scenarios.rs` runs `tests/vm/NN-name.sh` (one boot for all).
+//! Here is the command line. `vm/apt.rs` and `vm/kernel.rs` get programs and kernel, `vm/machine.rs` boots them, `vm/init.sh` is the
+//! guest's first process, and `vm/scenarios.rs` runs `tests/vm/NN-name.sh` (one boot for all).
+//!
+//! Beside it, another machine: `vm/vfio_user.rs` shows the stub's device to a stock kernel through a newer QEMU's vfio-user client.
 
+mod apt;
+mod initramfs;
 mod kernel;
 mod machine;
+mod newer_qemu;
+mod run_folder;
 mod scenarios;
+mod verdict;
+mod vfio_user;
+mod watch;
 
 pub(crate) use machine::target_dir;
-pub(crate) use scenarios::{Outcome, run_scenarios};
+pub(crate) use scenarios::{run_scenarios, titles};
+pub(crate) use verdict::{Verdict, conclude};
+pub(crate) use vfio_user::{TESTS as VFIO_USER_TESTS, run as run_vfio_user};
 
 use anyhow::{Context as _, Result, bail};
 use machine::{Console, Job, shell_quote};
@@ -18,10 +29,19 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(clap::Args)]
+#[command(
+    after_help = "Examples:\n  cargo xtask vm --shell                      look around; stub-driver and udrv are in PATH\n  \
+cargo xtask vm -- stub-driver list          one command\n  cargo xtask vm -- tests/vm/00-host.sh       one scenario\n\n\
+Debian's stock kernel with an IOMMU and VFIO, two edu devices (00:04.0, 00:05.0), NVMe (00:06.0), e1000e (00:07.0), a serial port \
+(00:08.0); the host's files below an overlay, so that nothing done inside reaches the host."
+)]
 pub(crate) struct VmArgs {
     /// Open a shell in the virtual machine (Ctrl-A x ends the machine).
     #[arg(long, conflicts_with = "command")]
     shell: bool,
+    /// Take the binaries as they are instead of building them first.
+    #[arg(long)]
+    no_build: bool,
     /// How long boot and command may take together, in seconds (a shell may take forever).
     #[arg(long, default_value_t = 300, value_name = "SECS")]
     timeout: u64,
@@ -40,6 +60,9 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     } else {
         (Console::Output(Duration::from_secs(args.timeout)), command_script(&args.command))
     };
+    if !args.no_build {
+        build_binaries()?;
+    }
     let cache = machine::target_dir(&repo)?.join("vm");
     let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
     let job = Job::new(&repo, &kernel, &script)?;
@@ -51,8 +74,14 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
         Some(0) => Ok(()),
         Some(status) => std::process::exit(status),
         None if args.shell => Ok(()), // left by Ctrl-A x
-        None => bail!("{}\n{}", end.why(), job.log_tail()),
+        None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
     }
+}
+
+/// What is to be run in the machines, and beside them.
+pub(crate) fn build_binaries() -> Result<()> {
+    let arguments = ["build", "--quiet", "--workspace", "--bins", "--examples", "--locked"];
+    crate::succeed(crate::cargo().args(arguments).stdin(std::process::Stdio::null()))
 }
 
 /// The repository this xtask belongs to.

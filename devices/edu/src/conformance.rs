@@ -4,7 +4,7 @@ use crate::registers::{
     BUFFER_OFFSET, DMA_ADDRESS_BITS, DMA_COMMAND, DMA_COUNT, DMA_DESTINATION, DMA_SOURCE, DmaCommand,
     INTERRUPT_ACKNOWLEDGE, INTERRUPT_RAISE,
 };
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use udrv_backend::conformance::{Interrupt, Knowledge, Scratch, Transfer};
 use udrv_backend::{Backend, Error, RegionIndex, Result, Width};
 
@@ -35,9 +35,9 @@ fn transfer(device: &dyn Backend, source: u64, destination: u64, command: DmaCom
     write(device, DMA_DESTINATION.offset, destination)?;
     write(device, DMA_COUNT.offset, Transfer::LENGTH as u64)?;
     write(device, DMA_COMMAND.offset, command.bits())?;
-    let until = Instant::now() + PATIENCE;
+    let until = udrv_backend::clock::now() + PATIENCE;
     while device.read(RegionIndex::BAR0, DMA_COMMAND.offset, Width::Bits32)? & DmaCommand::START.bits() != 0 {
-        if Instant::now() > until {
+        if udrv_backend::clock::now() > until {
             return Err(Error::Timeout { what: "the end of a DMA transfer".into(), after: PATIENCE });
         }
         std::thread::yield_now();

@@ -8,6 +8,7 @@ pub(crate) const SIZE: u64 = 256;
 
 const COMMAND: usize = 0x04;
 const STATUS: usize = 0x06;
+const INTERRUPT_STATUS: u8 = 1 << 3;
 const BAR0: usize = 0x10;
 const CAPABILITIES: usize = 0x34;
 const FIRST_CAPABILITY: usize = 0x40;
@@ -158,6 +159,13 @@ impl ConfigSpace {
             let old = &mut self.bytes[at + index];
             *old = (*old & !mask) | (byte & mask);
         }
+    }
+
+    /// Shows the device's interrupt in the status register, whether or not its pin is enabled (6.2.3): by this bit a kernel knows
+    /// whose interrupt came in on a line that is shared.
+    pub(crate) fn show_interrupt(&mut self, asserted: bool) {
+        let status = &mut self.bytes[STATUS];
+        *status = (*status & !INTERRUPT_STATUS) | if asserted { INTERRUPT_STATUS } else { 0 };
     }
 
     fn command(&self) -> u16 {

@@ -123,7 +123,9 @@ impl<M: DeviceModel> ModelBackend<M> {
 impl<M: DeviceModel> Inner<M> {
     /// The one place where interrupts come from: derived from state after every access.
     fn sync(&mut self) {
-        let line = self.model.line() && self.config.pin_enabled();
+        let line = self.model.line();
+        self.config.show_interrupt(line);
+        let line = line && self.config.pin_enabled();
         self.lines.update(line, self.model.messages(), self.config.bus_master());
     }
 }

@@ -15,6 +15,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use udrv_backend::clock::now;
 use udrv_wire::{Header, HeaderError, Limits};
 
 /// Most descriptors that any message may carry here; also the most that QEMU's client accepts as a server's limit.
@@ -114,7 +115,7 @@ impl Channel {
     /// # Errors
     /// See [`ChannelError`].
     pub fn receive(&self) -> Result<Message, ChannelError> {
-        self.receive_by(Instant::now() + self.patience)
+        self.receive_by(now() + self.patience)
     }
 
     /// As [`Channel::receive`], with a deadline that several messages may share. (A [`ChannelError::Timeout`] names the
@@ -164,7 +165,7 @@ impl Channel {
     }
 
     fn ready(&self, wanted: PollFlags, until: Instant) -> Result<(), ChannelError> {
-        let left = until.saturating_duration_since(Instant::now());
+        let left = until.saturating_duration_since(now());
         if left.is_zero() {
             return Err(ChannelError::Timeout(self.patience));
         }
@@ -180,7 +181,7 @@ impl Channel {
     /// # Errors
     /// See [`ChannelError`].
     pub fn send(&self, header: &Header, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-        let until = Instant::now() + self.patience;
+        let until = now() + self.patience;
         let mut bytes = Vec::with_capacity(16 + payload.len());
         bytes.extend_from_slice(&header.encode());
         bytes.extend_from_slice(payload);

@@ -13,7 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use udrv_backend::{Error, Result};
 
 /// Longest content read; what is read here is a name or the head of config space.
@@ -75,9 +75,9 @@ fn in_child(
 
 /// The child's answer: an errno and, if that is 0, what was read; nothing if it was killed. `None` at the deadline.
 fn answer_within(answer: OwnedFd, limit: Duration) -> nix::Result<Option<Vec<u8>>> {
-    let end = Instant::now() + limit;
+    let end = udrv_backend::clock::now() + limit;
     loop {
-        let left = end.saturating_duration_since(Instant::now());
+        let left = end.saturating_duration_since(udrv_backend::clock::now());
         let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
         match poll(&mut [PollFd::new(answer.as_fd(), PollFlags::POLLIN)], timeout) {
             Ok(0) if left.is_zero() => return Ok(None),

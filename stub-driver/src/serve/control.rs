@@ -22,7 +22,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use udrv_backend::{AnyBackend, RegionIndex, Width};
 
 /// The socket's name in the folder of the others.
@@ -255,14 +255,14 @@ fn peek(device: &Served, region: u32, offset: u64, bits: u64) -> Result<u64, Str
 
 /// The next line, which must come within a deadline; `None` if the peer is done.
 fn read_line(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> Result<Option<Vec<u8>>> {
-    let until = Instant::now() + PATIENCE;
+    let until = udrv_backend::clock::now() + PATIENCE;
     loop {
         if let Some(end) = buffer.iter().position(|byte| *byte == b'\n') {
             let rest = buffer.split_off(end + 1);
             return Ok(Some(std::mem::replace(buffer, rest)));
         }
         anyhow::ensure!(buffer.len() < MAX_LINE, "a line of more than {MAX_LINE} bytes");
-        let left = until.saturating_duration_since(Instant::now());
+        let left = until.saturating_duration_since(udrv_backend::clock::now());
         anyhow::ensure!(!left.is_zero(), "no request within {PATIENCE:?}");
         stream.set_read_timeout(Some(left)).context("setting a deadline")?;
         let mut chunk = [0; 512];

@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use udrv_channel::Channel;
 use udrv_wire::Errno;
 
@@ -106,7 +106,7 @@ impl Served {
         let tenant = Tenant {
             pid: peer.pid(),
             uid: peer.uid(),
-            since: Instant::now(),
+            since: udrv_backend::clock::now(),
             counters: Arc::clone(&counters),
             stream: handle,
             device: None,

@@ -65,10 +65,10 @@ impl Slot {
     /// Takes the lease: at once if it is free, refused at once if a client has it. Where the client before has gone and
     /// its lease is being ended, waits for that.
     pub(super) fn take(&self, tenant: Tenant) -> Result<(), String> {
-        let until = Instant::now() + PATIENCE;
+        let until = udrv_backend::clock::now() + PATIENCE;
         let mut guard = self.lock();
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(udrv_backend::clock::now());
             match &guard.0 {
                 _ if guard.1 => return Err("serving has ended".into()),
                 State::Free => {

@@ -61,7 +61,7 @@ fn main() -> Result<ExitCode> {
     }
     let mut tally = Tally::default();
     for check in &checks {
-        let start = Instant::now();
+        let start = udrv_backend::clock::now();
         let outcome = check.run(&subject);
         report(&args, check.name, check.promise, &outcome, start);
         match outcome {

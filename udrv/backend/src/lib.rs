@@ -9,6 +9,7 @@
 //! between a driver and its device.
 #![forbid(unsafe_code)]
 
+pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 mod dma;

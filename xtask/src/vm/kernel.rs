@@ -1,19 +1,19 @@
-//! What a boot needs from outside: QEMU and a few programs, and Debian's stock kernel, unpacked below `target/vm` without being
-//! installed.
+//! Debian's stock kernel, unpacked below `target/vm` without being installed, and the programs that a boot uses.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use super::apt::{find_program, install_missing, make_once, need_apt, output_of, packages_in, unpack, with_apt_update};
+use anyhow::{Context as _, Result, ensure};
 use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 /// The programs a boot uses, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 5] = [
+const PROGRAMS: [(&str, &str); 6] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
     ("depmod", "kmod"),
+    ("xz", "xz-utils"),
 ];
 
 /// The package that depends on the newest stock kernel.
@@ -30,51 +30,12 @@ pub(crate) struct Kernel {
 
 /// Gets what is missing. An error says why this machine cannot run the virtual machine.
 pub(crate) fn prepare(cache: &Path) -> Result<Kernel> {
-    install_missing_programs()?;
+    install_missing(&PROGRAMS)?;
     check_busybox_is_static()?;
     fs::create_dir_all(cache).with_context(|| format!("cannot create {}", cache.display()))?;
     match cached(cache)? {
         Some(kernel) => Ok(kernel),
         None => download(cache).context("cannot get Debian's stock kernel"),
-    }
-}
-
-/// The program's path; a user's PATH often lacks the sbin folders.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(name)).find(|file| file.is_file())
-}
-
-/// Runs `command` to its end; an error has what it said.
-pub(crate) fn output_of(command: &mut Command) -> Result<String> {
-    let out = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {command:?}"))?;
-    let said = String::from_utf8_lossy(&out.stderr);
-    ensure!(out.status.success(), "{command:?} failed ({}): {}", out.status, said.trim());
-    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-}
-
-fn install_missing_programs() -> Result<()> {
-    let missing = |&(program, _): &(&str, &str)| find_program(program).is_none();
-    let mut packages: Vec<&str> = PROGRAMS.into_iter().filter(missing).map(|(_, package)| package).collect();
-    packages.dedup();
-    if packages.is_empty() {
-        return Ok(());
-    }
-    let list = packages.join(" ");
-    ensure!(find_program("apt-get").is_some(), "packages {list} are missing, and there is no apt-get to install them");
-    ensure!(is_root(), "packages {list} are missing: install them (apt-get install {list}), or run as root");
-    eprintln!("vm: installing {list}");
-    with_apt_update(|| {
-        let mut install = Command::new("apt-get");
-        install.args(["install", "--yes", "--no-install-recommends"]).args(&packages);
-        output_of(install.env("DEBIAN_FRONTEND", "noninteractive"))
-    })?;
-    match PROGRAMS.iter().find(|program| missing(program)) {
-        Some((program, package)) => {
-            bail!("{package} is installed, but there is no {program} in PATH")
-        }
-        None => Ok(()),
     }
 }
 
@@ -111,47 +72,27 @@ fn open(dir: PathBuf) -> Result<Kernel> {
     Ok(Kernel { dir, version, image })
 }
 
-/// Unpacks into a folder of its own and renames it, so that a half-finished or a concurrent download is never taken for a kernel.
 fn download(cache: &Path) -> Result<Kernel> {
-    ensure!(find_program("apt-get").is_some(), "there is no apt-get");
-    let unfinished = cache.join(format!("unfinished-{}", std::process::id()));
-    fs::create_dir_all(&unfinished)?;
-    let result = unpack_into(&unfinished).and_then(|package| {
-        let dir = cache.join(format!("kernel-{package}"));
-        match fs::rename(&unfinished, &dir) {
-            Err(error) if !dir.is_dir() => Err(error).context("cannot rename the unpacked kernel"),
-            _ => open(dir),
+    need_apt()?;
+    let package = with_apt_update(newest_kernel_package)?;
+    eprintln!("vm: downloading Debian's stock kernel, {package}");
+    let dir = make_once(cache, &format!("kernel-{package}"), |dir| {
+        with_apt_update(|| {
+            // "Sandbox::User": as root, apt drops to a user who may not write to our folder
+            let mut fetch = Command::new("apt-get");
+            output_of(fetch.args(["-o", "APT::Sandbox::User=root", "download", &package]).current_dir(dir))
+        })?;
+        let packages = packages_in(dir)?;
+        let deb = packages.first().with_context(|| format!("apt-get download {package} left no file"))?;
+        unpack(deb, dir)?;
+        if dir.join("usr/lib/modules").is_dir() && !dir.join("lib").exists() {
+            std::os::unix::fs::symlink("usr/lib", dir.join("lib"))?;
         }
-    });
-    if unfinished.is_dir() {
-        fs::remove_dir_all(&unfinished)?;
-    }
-    result
-}
-
-/// Returns the name of the kernel's package.
-fn unpack_into(dir: &Path) -> Result<String> {
-    eprintln!("vm: downloading Debian's stock kernel");
-    let package = with_apt_update(|| {
-        let package = newest_kernel_package()?;
-        // "Sandbox::User": as root, apt drops to a user who may not write to our folder
-        let mut fetch = Command::new("apt-get");
-        output_of(fetch.args(["-o", "APT::Sandbox::User=root", "download", &package]).current_dir(dir))?;
-        Ok(package)
+        let depmod = find_program("depmod").context("no depmod")?;
+        output_of(Command::new(depmod).arg("-b").arg(dir).arg(open(dir.to_owned())?.version))?;
+        Ok(())
     })?;
-    let deb = fs::read_dir(dir)?
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .with_context(|| format!("apt-get download {package} left no file"))?;
-    output_of(Command::new("dpkg").arg("-x").arg(&deb).arg(dir))?;
-    fs::remove_file(&deb)?;
-    if dir.join("usr/lib/modules").is_dir() && !dir.join("lib").exists() {
-        std::os::unix::fs::symlink("usr/lib", dir.join("lib"))?;
-    }
-    let kernel = open(dir.to_owned())?;
-    let depmod = find_program("depmod").context("no depmod")?;
-    output_of(Command::new(depmod).arg("-b").arg(dir).arg(&kernel.version))?;
-    Ok(package)
+    open(dir)
 }
 
 fn newest_kernel_package() -> Result<String> {
@@ -159,20 +100,4 @@ fn newest_kernel_package() -> Result<String> {
     let depends = shown.lines().find_map(|line| line.strip_prefix("Depends: "));
     let first = depends.and_then(|list| list.split([' ', ',']).next()).filter(|name| name.starts_with("linux-image-"));
     first.map(str::to_owned).with_context(|| format!("{KERNEL_PACKAGE} does not say on which kernel it depends"))
-}
-
-/// Tries `attempt`; once more after `apt-get update` if it failed and we may.
-fn with_apt_update<T>(attempt: impl Fn() -> Result<T>) -> Result<T> {
-    match attempt() {
-        Err(error) if is_root() => {
-            eprintln!("vm: {error:#}\nvm: trying again after apt-get update");
-            output_of(Command::new("apt-get").arg("update"))?;
-            attempt()
-        }
-        result => result,
-    }
-}
-
-fn is_root() -> bool {
-    fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
 }

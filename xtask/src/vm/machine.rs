@@ -1,14 +1,17 @@
 //! One boot: a run folder shared with the guest, an initramfs, QEMU, and a deadline.
 
-use super::kernel::{Kernel, find_program, output_of};
-use anyhow::{Context as _, Result, ensure};
+use super::apt::{find_program, output_of};
+use super::initramfs;
+use super::kernel::Kernel;
+use super::run_folder::RunFolder;
+use super::watch::{self, watch};
+use crate::stub::dies_with_us;
+use anyhow::{Context as _, Result};
 use std::fs;
-use std::io::{Read as _, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Modules the guest loads, with what they depend on, in this order.
 const MODULES: [&str; 8] =
@@ -55,9 +58,6 @@ const KERNEL_COMMAND_LINE: &str = "console=ttyS0 intel_iommu=on panic=-1 oops=pa
 
 const NVME_BYTES: u64 = 64 << 20;
 
-/// How many run folders are kept.
-const KEPT_RUNS: usize = 8;
-
 /// Whom the guest's serial ports serve.
 #[derive(Clone, Copy)]
 pub(crate) enum Console {
@@ -71,22 +71,23 @@ pub(crate) enum Console {
 pub(crate) struct Job<'a> {
     kernel: &'a Kernel,
     /// Shared with the guest, at the same path there, and writable.
-    pub(crate) dir: PathBuf,
+    pub(crate) folder: RunFolder,
 }
 
 /// How a boot ended.
 pub(crate) struct End {
     /// The guest script's exit status, unless the machine ended before the script did.
     pub(crate) status: Option<i32>,
-    overdue: Option<Duration>,
+    machine: watch::End,
 }
 
 impl End {
     /// Why there is no exit status.
     pub(crate) fn why(&self) -> String {
-        match self.overdue {
-            Some(limit) => format!("the virtual machine was killed after {} s", limit.as_secs()),
-            None => "the virtual machine ended before the command did".to_owned(),
+        match self.machine {
+            watch::End::Overdue(limit) => format!("the virtual machine was killed after {} s", limit.as_secs()),
+            watch::End::LogFull => "the virtual machine was killed because it filled its console's log".to_owned(),
+            watch::End::Itself | watch::End::Stopped => "the virtual machine ended before the command did".to_owned(),
         }
     }
 }
@@ -95,71 +96,54 @@ impl<'a> Job<'a> {
     /// Writes what the guest needs: `script` is run there by /bin/sh in `repo`, with UDRV_BIN and UDRV_VM_RUN set.
     pub(crate) fn new(repo: &Path, kernel: &'a Kernel, script: &str) -> Result<Self> {
         let target = target_dir(repo)?;
-        let cache = target.join("vm");
-        remove_old_runs(&cache)?;
-        let dir = cache.join(format!("run-{}", std::process::id()));
-        if dir.exists() {
-            fs::remove_dir_all(&dir).with_context(|| format!("cannot remove the old {}", dir.display()))?;
-        }
-        fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
-        let config = [("repo", repo), ("run", &dir), ("target", &target), ("kernel", &kernel.dir)]
+        let folder = RunFolder::new(&target.join("vm"), "host")?;
+        let config = [("repo", repo), ("run", &folder.path), ("target", &target), ("kernel", &kernel.dir)]
             .map(|(name, path)| format!("{name}={}\n", shell_quote(&path.to_string_lossy())))
             .concat();
-        fs::write(dir.join("config"), config)?;
+        fs::write(folder.file("config"), config)?;
         let path = std::env::var("PATH").unwrap_or_default();
         let prelude = format!(
-            "export PATH={}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n\
+            "export PATH={}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n\
              export UDRV_BIN={} UDRV_VM_RUN={}\ncd {} || exit 125\n",
+            shell_quote(&target.join("debug").to_string_lossy()),
             shell_quote(&path),
             shell_quote(&target.join("debug").to_string_lossy()),
-            shell_quote(&dir.to_string_lossy()),
+            shell_quote(&folder.path.to_string_lossy()),
             shell_quote(&repo.to_string_lossy()),
         );
-        fs::write(dir.join("main.sh"), prelude + script)?;
-        Ok(Job { kernel, dir })
-    }
-
-    /// The guest's console log.
-    pub(crate) fn log(&self) -> PathBuf {
-        self.dir.join("log")
+        fs::write(folder.file("main.sh"), prelude + script)?;
+        Ok(Job { kernel, folder })
     }
 
     /// Boots, runs the script, waits for the end. `on_output` is given what the guest writes to ttyS1.
     pub(crate) fn boot(&self, console: Console, mut on_output: impl FnMut(&[u8]) -> Result<()>) -> Result<End> {
-        let initramfs = self.dir.join("initramfs");
-        let disk = self.dir.join("nvme.img");
-        build_initramfs(self.kernel, &self.dir, &initramfs).context("cannot build the initramfs")?;
+        let initramfs = self.folder.file("initramfs");
+        let disk = self.folder.file("nvme.img");
+        initramfs::build(self.kernel, &MODULES, include_str!("init.sh"), &initramfs)?;
         fs::File::create(&disk).and_then(|file| file.set_len(NVME_BYTES)).context("cannot create the NVMe image")?;
         let mut qemu = self.qemu(console, &initramfs, &disk)?;
-        let overdue = match console {
+        let machine = match console {
             Console::Interactive => {
                 qemu.wait().context("cannot wait for QEMU")?;
-                None
+                watch::End::Itself
             }
             Console::Output(limit) => {
-                let ended = supervise(&mut qemu, limit, &mut on_output);
-                if !matches!(ended, Ok(true)) {
-                    // fails only if it has ended by itself meanwhile
-                    drop(qemu.kill());
-                }
-                qemu.wait().context("cannot wait for QEMU")?;
-                (!ended?).then_some(limit)
+                watch(&mut qemu, limit, &self.folder.log(), |bytes| on_output(bytes).map(ControlFlow::Continue))?
             }
         };
         fs::remove_file(&initramfs)?;
         fs::remove_file(&disk)?;
-        let status = fs::read_to_string(self.dir.join("status")).ok().and_then(|text| text.trim().parse().ok());
-        Ok(End { status, overdue })
+        let status = fs::read_to_string(self.folder.file("status")).ok().and_then(|text| text.trim().parse().ok());
+        Ok(End { status, machine })
     }
 
     fn qemu(&self, console: Console, initramfs: &Path, disk: &Path) -> Result<Child> {
-        let log = escape(&self.log());
-        let mut qemu = Command::new("setpriv"); // whatever ends us, QEMU does not stay behind
-        qemu.args(["--pdeathsig", "KILL"]).arg(find_program("qemu-system-x86_64").context("no QEMU")?);
+        let log = escape(&self.folder.log());
+        let mut qemu = dies_with_us(&find_program("qemu-system-x86_64").context("no QEMU")?);
         qemu.args(MACHINE);
         qemu.arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(initramfs);
         qemu.arg("-fsdev").arg("local,id=host,path=/,security_model=none,readonly=on,multidevs=remap");
-        qemu.arg("-fsdev").arg(format!("local,id=share,path={},security_model=none", escape(&self.dir)));
+        qemu.arg("-fsdev").arg(format!("local,id=share,path={},security_model=none", escape(&self.folder.path)));
         qemu.arg("-drive").arg(format!("id=nvme,if=none,format=raw,file={}", escape(disk)));
         let chardevs = match console {
             Console::Interactive => {
@@ -178,118 +162,11 @@ impl<'a> Job<'a> {
             qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} quiet"));
         } else {
             qemu.arg("-append").arg(KERNEL_COMMAND_LINE);
-            let errors = fs::File::create(self.dir.join("qemu"))?;
+            let errors = fs::File::create(self.folder.complaints())?;
             qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
         }
         qemu.spawn().context("cannot start QEMU by setpriv")
     }
-
-    /// For a failure's report: what QEMU complained of, the end of the console log, and where it is.
-    pub(crate) fn log_tail(&self) -> String {
-        let complaints = fs::read_to_string(self.dir.join("qemu")).unwrap_or_default();
-        let log = fs::read(self.log()).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log);
-        let lines: Vec<&str> = log.lines().collect();
-        let tail = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default().join("\n");
-        format!("{complaints}--- end of {} ---\n{tail}\n---", self.log().display())
-    }
-}
-
-/// Passes on what QEMU writes until it ends (true) or the time is over (false).
-fn supervise(qemu: &mut Child, limit: Duration, on_output: &mut impl FnMut(&[u8]) -> Result<()>) -> Result<bool> {
-    let deadline = Instant::now() + limit;
-    let mut output = qemu.stdout.take().context("QEMU's output is not a pipe")?;
-    let (sender, receiver) = channel();
-    // ends with the pipe, so with QEMU
-    std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
-        while let Ok(length @ 1..) = output.read(&mut buffer) {
-            if sender.send(buffer.get(..length).unwrap_or_default().to_vec()).is_err() {
-                break;
-            }
-        }
-    });
-    loop {
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(bytes) => on_output(&bytes)?,
-            Err(RecvTimeoutError::Disconnected) => return Ok(true),
-            Err(RecvTimeoutError::Timeout) => return Ok(false),
-        }
-    }
-}
-
-/// busybox, `init.sh` as /init, and the modules, listed in load order in `modules.order`.
-fn build_initramfs(kernel: &Kernel, dir: &Path, archive: &Path) -> Result<()> {
-    let tree = dir.join("initramfs.d");
-    fs::create_dir_all(tree.join("bin"))?;
-    fs::create_dir_all(tree.join("dev"))?;
-    fs::create_dir_all(tree.join("modules"))?;
-    fs::copy(find_program("busybox").context("no busybox")?, tree.join("bin/busybox"))?;
-    fs::write(tree.join("init"), include_str!("init.sh"))?;
-    fs::set_permissions(tree.join("init"), fs::Permissions::from_mode(0o755))?;
-    let mut order = String::new();
-    for module in modules(kernel)? {
-        let name = module.file_name().context("a module without a name")?.to_string_lossy().into_owned();
-        let plain = name.strip_suffix(".xz").unwrap_or(&name);
-        let copy = tree.join("modules").join(plain);
-        if plain == name {
-            fs::copy(&module, copy)?;
-        } else {
-            let unpacked = Command::new("xz").arg("-dc").arg(&module).output().context("cannot start xz")?;
-            ensure!(unpacked.status.success(), "cannot unpack {}", module.display());
-            fs::write(copy, unpacked.stdout)?;
-        }
-        order += &format!("{plain}\n");
-    }
-    fs::write(tree.join("modules.order"), order)?;
-    let files = output_of(Command::new("find").arg(".").current_dir(&tree))?;
-    let mut cpio = Command::new("cpio")
-        .args(["--quiet", "--create", "--format=newc"])
-        .current_dir(&tree)
-        .stdin(Stdio::piped())
-        .stdout(fs::File::create(archive)?)
-        .spawn()
-        .context("cannot start cpio")?;
-    cpio.stdin.take().context("no pipe to cpio")?.write_all(files.as_bytes())?;
-    ensure!(cpio.wait()?.success(), "cpio failed");
-    fs::remove_dir_all(&tree)?;
-    Ok(())
-}
-
-/// The files of `MODULES` and of all they depend on, dependencies first, each once; what is built into the kernel has none.
-fn modules(kernel: &Kernel) -> Result<Vec<PathBuf>> {
-    let modprobe = find_program("modprobe").context("no modprobe")?;
-    let mut files: Vec<PathBuf> = Vec::new();
-    for module in MODULES {
-        let mut show = Command::new(&modprobe);
-        show.arg("-d").arg(&kernel.dir).args(["-S", &kernel.version, "--show-depends", module]);
-        for line in output_of(&mut show)?.lines() {
-            // options from the host's modprobe.d may follow; they are not for this kernel
-            let file = line.strip_prefix("insmod ").and_then(|rest| rest.split_whitespace().next()).map(PathBuf::from);
-            files.extend(file.filter(|file| !files.contains(file)));
-        }
-    }
-    Ok(files)
-}
-
-/// Removes the oldest run folders whose process has ended.
-fn remove_old_runs(cache: &Path) -> Result<()> {
-    let mut runs = Vec::new();
-    for entry in fs::read_dir(cache).with_context(|| format!("cannot read {}", cache.display()))? {
-        let entry = entry?;
-        let name = entry.file_name();
-        let pid = name.to_str().and_then(|name| name.strip_prefix("run-")).map(str::to_owned);
-        if let Some(pid) = pid.filter(|pid| !Path::new("/proc").join(pid).exists()) {
-            let age = entry.metadata().and_then(|metadata| metadata.modified())?;
-            runs.push((age, cache.join(format!("run-{pid}"))));
-        }
-    }
-    runs.sort();
-    for (_, run) in runs.iter().rev().skip(KEPT_RUNS) {
-        // another xtask may be removing the same one
-        drop(fs::remove_dir_all(run));
-    }
-    Ok(())
 }
 
 /// Cargo's target folder, wherever its configuration puts it.
@@ -308,6 +185,6 @@ pub(crate) fn shell_quote(word: &str) -> String {
 }
 
 /// A path inside a QEMU option.
-fn escape(path: &Path) -> String {
+pub(crate) fn escape(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }

@@ -2,16 +2,20 @@
 
 use super::kernel;
 use super::machine::{Console, End, Job, target_dir};
+use super::verdict::{Outcome, Verdict, skip_all, summarize};
+use crate::clock;
 use anyhow::{Context as _, Result, bail, ensure};
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// A scenario's deadline, unless a line `# deadline: SECONDS` in it says otherwise.
 const DEADLINE: u64 = 60;
 /// Allowed for the boot.
 const BOOT: u64 = 120;
+/// How every scenario begins: what this brings has `set -eu`.
+const LIBRARY: &str = r#". "$(dirname "$0")/lib.sh""#;
 /// Between a scenario's end by its deadline and the next one.
 const GRACE: u64 = 10;
 /// The exit status that means "skipped".
@@ -19,39 +23,40 @@ const SKIPPED: i32 = 77;
 /// `timeout`'s exit statuses: ended by the deadline, and killed because that did not end it.
 const OVERDUE: [i32; 2] = [124, 137];
 
-pub(crate) enum Outcome {
-    Passed,
-    Skipped(String),
-    Failed(String),
-}
-
-pub(crate) struct ScenarioResult {
-    pub(crate) name: String,
-    pub(crate) outcome: Outcome,
-    pub(crate) duration: Duration,
-}
-
 struct Scenario {
     name: String,
     deadline: u64,
 }
 
-/// Boots once and runs every scenario in name order, printing a line for each and a summary.
+impl Scenario {
+    fn title(&self) -> String {
+        format!("vm::{}", self.name)
+    }
+}
+
+/// Boots once and runs every scenario whose `vm::NN-name` contains `filter`, in name order, printing a line for each and a summary.
 ///
-/// Where the virtual machine cannot run, every scenario is skipped with the reason; in CI (`CI=true`) that is an error.
-pub(crate) fn run_scenarios(repo: &Path) -> Result<Vec<ScenarioResult>> {
-    let begin = Instant::now();
-    let scenarios = find(&repo.join("tests/vm"))?;
+/// Where the virtual machine cannot run, every scenario is skipped with the reason.
+pub(crate) fn run_scenarios(repo: &Path, filter: &str) -> Result<Vec<Verdict>> {
+    let begin = clock::now();
+    let all = find(&repo.join("tests/vm"))?;
+    let count = all.len();
+    let scenarios: Vec<Scenario> = all.into_iter().filter(|scenario| scenario.title().contains(filter)).collect();
     println!("\n     Running {} scenarios in the virtual machine (tests/vm)", scenarios.len());
-    let results = match kernel::prepare(&target_dir(repo)?.join("vm")) {
+    let verdicts = match kernel::prepare(&target_dir(repo)?.join("vm")) {
         Ok(kernel) => boot_and_run(repo, &kernel, &scenarios)?,
-        Err(error) if std::env::var_os("CI").is_some_and(|ci| ci == "true") => {
-            return Err(error.context("the virtual machine cannot run here, and in CI it must"));
+        Err(error) => {
+            let reason = format!("the virtual machine cannot run here: {error:#}");
+            skip_all(scenarios.iter().map(Scenario::title), &reason)
         }
-        Err(error) => skip_all(&scenarios, &format!("the virtual machine cannot run here: {error:#}")),
     };
-    summarize(&results, begin.elapsed());
-    Ok(results)
+    summarize(&verdicts, count - scenarios.len(), begin.elapsed());
+    Ok(verdicts)
+}
+
+/// The names of all, as `vm::NN-name`.
+pub(crate) fn titles(repo: &Path) -> Result<Vec<String>> {
+    Ok(find(&repo.join("tests/vm"))?.iter().map(Scenario::title).collect())
 }
 
 fn find(folder: &Path) -> Result<Vec<Scenario>> {
@@ -59,14 +64,23 @@ fn find(folder: &Path) -> Result<Vec<Scenario>> {
     for entry in fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))? {
         let path = entry?.path();
         let file = path.file_name().unwrap_or_default().to_string_lossy();
-        let Some(name) = file.strip_suffix(".sh").filter(|name| name.starts_with(|c: char| c.is_ascii_digit())) else {
+        if file.starts_with("lib") {
             continue;
-        };
+        }
+        let name = file.strip_suffix(".sh").filter(|name| name.starts_with(|c: char| c.is_ascii_digit()));
+        let name = name.with_context(|| {
+            format!("{}: neither a scenario, NN-name.sh, nor a library of theirs, lib*", path.display())
+        })?;
         let plain = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
         ensure!(plain, "{}: the name may have letters, digits and - only", path.display());
         let executable = path.metadata()?.permissions().mode() & 0o111 != 0;
         ensure!(executable, "{} is not executable, so it would not run", path.display());
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        ensure!(
+            first_command(&text) == Some(LIBRARY),
+            "{}: its first command must be `{LIBRARY}`, or it would go on after an error and pass",
+            path.display()
+        );
         let deadline = match text.lines().find_map(|line| line.strip_prefix("# deadline: ")) {
             Some(seconds) => seconds.parse().with_context(|| format!("{}: deadline {seconds:?}", path.display()))?,
             None => DEADLINE,
@@ -80,10 +94,14 @@ fn find(folder: &Path) -> Result<Vec<Scenario>> {
     Ok(scenarios)
 }
 
-fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, scenarios: &[Scenario]) -> Result<Vec<ScenarioResult>> {
+fn first_command(script: &str) -> Option<&str> {
+    script.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, scenarios: &[Scenario]) -> Result<Vec<Verdict>> {
     let job = Job::new(repo, kernel, include_str!("scenarios.sh"))?;
     let list: String = scenarios.iter().map(|s| format!("{} {}\n", s.name, s.deadline)).collect();
-    fs::write(job.dir.join("scenarios"), list)?;
+    fs::write(job.folder.file("scenarios"), list)?;
     let limit = BOOT + scenarios.iter().map(|s| s.deadline + GRACE).sum::<u64>();
     let mut results = Vec::new();
     let end = job.boot(Console::Output(Duration::from_secs(limit)), |_| {
@@ -98,8 +116,8 @@ fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, scenarios: &[Scenario]) ->
 }
 
 /// Prints and keeps the results that the guest has written since.
-fn report_new(job: &Job, scenarios: &[Scenario], results: &mut Vec<ScenarioResult>) -> Result<()> {
-    let text = fs::read_to_string(job.dir.join("results")).unwrap_or_default();
+fn report_new(job: &Job, scenarios: &[Scenario], results: &mut Vec<Verdict>) -> Result<()> {
+    let text = fs::read_to_string(job.folder.file("results")).unwrap_or_default();
     let complete = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
     for (line, scenario) in complete.zip(scenarios).skip(results.len()) {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -107,19 +125,19 @@ fn report_new(job: &Job, scenarios: &[Scenario], results: &mut Vec<ScenarioResul
         ensure!(name == scenario.name, "the guest ran {name} instead of {}", scenario.name);
         let status: i32 = status.parse().with_context(|| format!("the guest's result {line:?}"))?;
         let centiseconds: u64 = centiseconds.parse().with_context(|| format!("the guest's result {line:?}"))?;
-        let output = fs::read(job.dir.join(format!("{name}.out"))).unwrap_or_default();
+        let output = fs::read(job.folder.file(&format!("{name}.out"))).unwrap_or_default();
         let output = String::from_utf8_lossy(&output);
-        let result = ScenarioResult {
-            name: name.to_owned(),
+        let result = Verdict {
+            name: scenario.title(),
             outcome: judge(status, scenario.deadline, &output),
             duration: Duration::from_millis(centiseconds * 10),
         };
-        report(&result);
+        result.report();
         if let Outcome::Failed(_) = result.outcome {
             println!(
                 "---- vm::{name} output ----\n{}\n---- kernel log: {} ----",
                 output.trim_end(),
-                job.log().display()
+                job.folder.log().display()
             );
         }
         results.push(result);
@@ -141,58 +159,35 @@ fn judge(status: i32, deadline: u64, output: &str) -> Outcome {
 }
 
 /// What the machine did not live to run has failed; if it ran all and still ended badly, the last one answers for that.
-fn report_unfinished(job: &Job, end: &End, scenarios: &[Scenario], results: &mut Vec<ScenarioResult>) {
+fn report_unfinished(job: &Job, end: &End, scenarios: &[Scenario], results: &mut Vec<Verdict>) {
     if results.len() == scenarios.len()
         && let Some(last) = results.last_mut()
     {
         last.outcome = Outcome::Failed(format!("afterwards: {}", end.why()));
-        report(last);
+        last.report();
     }
     for scenario in scenarios.iter().skip(results.len()) {
         let outcome = Outcome::Failed(end.why());
-        let result = ScenarioResult { name: scenario.name.clone(), outcome, duration: Duration::ZERO };
-        report(&result);
-        if let Ok(output) = fs::read_to_string(job.dir.join(format!("{}.out", scenario.name))) {
+        let result = Verdict { name: scenario.title(), outcome, duration: Duration::ZERO };
+        result.report();
+        if let Ok(output) = fs::read_to_string(job.folder.file(&format!("{}.out", scenario.name))) {
             println!("---- vm::{} output ----\n{}", scenario.name, output.trim_end());
         }
         results.push(result);
     }
-    println!("{}", job.log_tail());
-}
-
-fn skip_all(scenarios: &[Scenario], reason: &str) -> Vec<ScenarioResult> {
-    let skipped = scenarios.iter().map(|scenario| ScenarioResult {
-        name: scenario.name.clone(),
-        outcome: Outcome::Skipped(reason.to_owned()),
-        duration: Duration::ZERO,
-    });
-    skipped.inspect(report).collect()
-}
-
-fn report(result: &ScenarioResult) {
-    let seconds = result.duration.as_secs_f64();
-    match &result.outcome {
-        Outcome::Passed => println!("test vm::{} ... ok ({seconds:.1} s)", result.name),
-        Outcome::Skipped(reason) => println!("test vm::{} ... ignored, {reason}", result.name),
-        Outcome::Failed(why) => println!("test vm::{} ... FAILED ({seconds:.1} s): {why}", result.name),
-    }
-}
-
-fn summarize(results: &[ScenarioResult], time: Duration) {
-    let count = |wanted: fn(&Outcome) -> bool| results.iter().filter(|result| wanted(&result.outcome)).count();
-    let passed = count(|outcome| matches!(outcome, Outcome::Passed));
-    let failed = count(|outcome| matches!(outcome, Outcome::Failed(_)));
-    let ignored = count(|outcome| matches!(outcome, Outcome::Skipped(_)));
-    let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!(
-        "\ntest result: {verdict}. {passed} passed; {failed} failed; {ignored} ignored; 0 measured; 0 filtered out; finished in {:.2}s\n",
-        time.as_secs_f64()
-    );
+    println!("{}", job.folder.log_tail());
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn first_command_skips_comments() {
+        let script = format!("#!/bin/sh\n# What it shows.\n\n{LIBRARY}\nmodprobe x\n");
+        assert_eq!(first_command(&script), Some(LIBRARY));
+        assert_eq!(first_command("#!/bin/sh\nmodprobe x\n. ./lib.sh\n"), Some("modprobe x"));
+    }
 
     #[test]
     fn judge_exit_77_without_a_reason_fails() {

@@ -151,9 +151,7 @@ fn read_inside(subject: &Subject<'_>) -> Step {
 /// overflows or an offset that is cut to 32 bits, or to the 40 of the kernel's VFIO, would come back into some region.
 fn offsets_beyond(size: u64) -> impl Iterator<Item = u64> {
     let next = size.next_multiple_of(8);
-    [next, next + 8, next + 4096, 1 << 32, 1 << 40, 7 << 40, 1 << 63, u64::MAX & !7]
-        .into_iter()
-        .filter(move |at| *at >= size)
+    [next, next + 8, next + 4096, 1 << 32, 1 << 40, 7 << 40, 1 << 63, !7].into_iter().filter(move |at| *at >= size)
 }
 
 fn beyond(subject: &Subject<'_>, access: impl Fn(&dyn Backend, RegionIndex, u64, Width) -> Result<()>) -> Step {

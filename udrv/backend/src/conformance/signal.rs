@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The longest wait for a signal that must come.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -77,9 +77,9 @@ impl Signal {
 
     /// Waits until it is readable; whether it was.
     fn readable(&self, limit: Duration) -> Step<bool> {
-        let until = Instant::now() + limit;
+        let until = crate::clock::now() + limit;
         loop {
-            let left = until.saturating_duration_since(Instant::now());
+            let left = until.saturating_duration_since(crate::clock::now());
             let timeout = PollTimeout::try_from(left.as_millis()).unwrap_or(PollTimeout::MAX);
             match poll(&mut [PollFd::new(self.read_end(), PollFlags::POLLIN)], timeout) {
                 Err(Errno::EINTR) => {}

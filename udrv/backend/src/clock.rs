@@ -1,10 +1,11 @@
-//! The only reader of the clock, so that time can stand still while a debugger holds the driver.
+//! The only reader of the clock in both sides' libraries, so that time can stand still while a debugger holds the driver.
 
+use crate::{Error, Result};
 use std::time::{Duration, Instant};
-use udrv_backend::{Error, Result};
 
-/// The runtime's monotonic time.
+/// Monotonic time.
 #[must_use]
+#[expect(clippy::disallowed_methods, reason = "this is the module that reads the clock")]
 pub fn now() -> Instant {
     Instant::now()
 }
