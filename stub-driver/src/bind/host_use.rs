@@ -140,7 +140,7 @@ impl VfioUser {
         match self {
             Self::Processes(pids) => all_named(pids),
             Self::Unseen(pids) if pids.is_empty() => "a process that cannot be seen from here".into(),
-            Self::Unseen(pids) => format!("a process, probably {},", all_named(pids)),
+            Self::Unseen(pids) => format!("a process (probably {})", all_named(pids)),
         }
     }
 }

@@ -231,9 +231,10 @@ impl Binder {
     /// Brings a device back to what it was, and forgets it.
     fn undo(&self, bdf: Bdf, was: &Binding, lock: &Lock) -> Result<Option<String>> {
         let device = self.sysfs.device(bdf)?;
-        // With a user, unbinding would wait for it in the kernel, and a driver in its group would not be let in.
-        let unbinds = device.is_on_vfio() && device.driver != was.driver;
-        if unbinds && let Some(user) = host_use::vfio_user(&self.sysfs, &device) {
+        // With a user, unbinding would wait for it in the kernel, or waits already (the driver's link is gone by then), and
+        // a driver in its group would not be let in.
+        let is_back = device.driver.is_some() && device.driver == was.driver;
+        if !is_back && let Some(user) = host_use::vfio_user(&self.sysfs, &device) {
             return Err(Error::Unavailable {
                 device: format!("pci:{bdf}"),
                 why: format!("{} has its VFIO group open", user.named()),

@@ -152,10 +152,9 @@ impl Service for Control {
         self.visible(user).next().is_some()
     }
 
-    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) -> String {
-        match self.converse(stream, Uid::from_raw(peer.uid())) {
-            Ok(()) => "done".into(),
-            Err(error) => format!("{error:#}"),
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) {
+        if let Err(error) = self.converse(stream, Uid::from_raw(peer.uid())) {
+            tracing::warn!("control: process {} of user {}: {error:#}", peer.pid(), peer.uid());
         }
     }
 }

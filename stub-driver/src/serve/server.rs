@@ -88,8 +88,9 @@ impl Service for Served {
         user == self.export.owner() || user == geteuid()
     }
 
-    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) -> String {
-        self.converse(stream, peer).unwrap_or_else(|error| error.to_string())
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) {
+        let why = self.converse(stream, peer).unwrap_or_else(|error| error.to_string());
+        tracing::info!("{}: process {} of user {} left: {why}", self.export.name(), peer.pid(), peer.uid());
     }
 }
 
@@ -116,7 +117,7 @@ impl Served {
             return Ok(hello.turn_away(&channel, Refusal::new(Errno::EBUSY, why)));
         }
         let tenancy = Tenancy(self);
-        let opened = self.export.open().and_then(|opened| Lease::new(opened, counters));
+        let opened = self.export.open().and_then(|opened| Lease::new(opened, counters, self.export.most_mappings()));
         Ok(match opened {
             Ok(lease) => self.hold(&channel, &hello, lease, &tenancy),
             Err(error) => {
