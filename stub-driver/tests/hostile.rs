@@ -145,7 +145,9 @@ fn client_that_never_reads_its_replies_is_dropped() {
             break error;
         }
     };
-    assert_eq!(end.kind(), std::io::ErrorKind::BrokenPipe, "{end}");
+    // Reset, where requests were left unread at the other end.
+    let dropped = [std::io::ErrorKind::BrokenPipe, std::io::ErrorKind::ConnectionReset];
+    assert!(dropped.contains(&end.kind()), "{end}");
     stub.client().assert_served();
 }
 

@@ -126,7 +126,7 @@ impl Server {
             let mut peer = Peer(stream);
             script(&mut peer);
         });
-        Self { path, thread: Some(thread), started: Instant::now() }
+        Self { path, thread: Some(thread), started: udrv_backend::clock::now() }
     }
 
     fn connect(&self) -> Result<Client, Error> {
@@ -159,7 +159,7 @@ impl Drop for Server {
 
 /// Every later request fails at once, without asking.
 fn assert_gone(client: &Client) {
-    let before = Instant::now();
+    let before = udrv_backend::clock::now();
     for _ in 0..20 {
         let again = client.read(RegionIndex::BAR0, 0, Width::Bits32);
         assert!(matches!(again, Err(Error::Gone { .. })), "{again:?}");
@@ -207,7 +207,7 @@ fn server_that_accepts_nobody_is_an_error() {
     let path = std::env::temp_dir().join(format!("udrv-hostile-full-{}.sock", std::process::id()));
     let listener = UnixListener::bind(&path).expect("a socket");
     nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(0).expect("0")).expect("a short queue");
-    let started = Instant::now();
+    let started = udrv_backend::clock::now();
     // The queue holds one or two; each of those connects, and waits for an answer in vain.
     let error = loop {
         match Client::connect_with(&path, Duration::from_millis(50)) {
@@ -217,7 +217,7 @@ fn server_that_accepts_nobody_is_an_error() {
         assert!(started.elapsed() < HUNG);
     };
     let _removed = std::fs::remove_file(&path);
-    assert!(matches!(&error, Error::Os { source, .. } if source.kind() == std::io::ErrorKind::WouldBlock), "{error}");
+    assert!(matches!(&error, Error::Os { cause, .. } if cause.kind() == std::io::ErrorKind::WouldBlock), "{error}");
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn error_reply_is_the_error_and_the_device_stays() {
         peer.behave_on();
     });
     let (client, error) = server.read_error();
-    assert!(matches!(&error, Error::Os { source, .. } if source.raw_os_error() == Some(16)), "{error}");
+    assert!(matches!(&error, Error::Os { cause, .. } if cause.raw_os_error() == Some(16)), "{error}");
     assert_eq!(client.read(RegionIndex::BAR0, 0, Width::Bits8).expect("the next read"), 0x5a);
 }
 
@@ -669,7 +669,7 @@ fn server_that_only_asks_is_a_timeout() {
         let payload = request.encode();
         let header = Header::command(1, request.command(), payload.len());
         let bytes = [&header.encode()[..], &payload].concat();
-        let started = Instant::now();
+        let started = udrv_backend::clock::now();
         while started.elapsed() < HUNG / 4 && peer.0.write_all(&bytes).is_ok() && peer.next().is_some() {}
     });
     let (client, error) = server.read_error();

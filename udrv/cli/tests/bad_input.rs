@@ -5,10 +5,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn udrv(arguments: &[&str]) -> Output {
-    let started = Instant::now();
+    let started = udrv_backend::clock::now();
     let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(arguments).output().expect("udrv starts");
     assert!(started.elapsed() < Duration::from_secs(30), "{arguments:?} took {:?}", started.elapsed());
     output
