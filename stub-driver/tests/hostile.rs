@@ -145,7 +145,9 @@ fn client_that_never_reads_its_replies_is_dropped() {
             break error;
         }
     };
-    assert_eq!(end.kind(), std::io::ErrorKind::BrokenPipe, "{end}");
+    // Which of the two depends on whether the server had read everything when it closed.
+    let closed = [std::io::ErrorKind::BrokenPipe, std::io::ErrorKind::ConnectionReset];
+    assert!(closed.contains(&end.kind()), "{end}");
     stub.client().assert_served();
 }
 
