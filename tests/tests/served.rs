@@ -59,7 +59,7 @@ fn edu_driver_through_the_stub_runs_in_every_delivery_and_with_every_interrupt()
     for delivery in [Delivery::Thread, Delivery::Signal] {
         for irq in [IrqIndex::MSI, IrqIndex::INTX] {
             let found = tour(connect(server.path()), delivery, irq);
-            for part in ["Identified", "3628800", "Dma { bytes: 4096 }", "during: false, after: true", "Latency"] {
+            for part in ["Identified", "3628800", "Dma { bytes: 4095 }", "during: false, after: true", "Latency"] {
                 assert!(found.iter().any(|line| line.contains(part)), "{delivery:?}, {irq}: no {part} in {found:?}");
             }
         }
