@@ -46,8 +46,8 @@ fn tour(device: AnyBackend, delivery: Delivery, irq: IrqIndex) -> Vec<String> {
     let tell = Box::new(move |finding: Finding| told.lock().expect("unpoisoned").push(format!("{finding:?}")));
     let mut host = Host::new();
     host.start::<Tour>(device, delivery, TourConfig { irq: Some(irq), samples: 50, tell }).expect("started");
-    for (address, ended) in host.join() {
-        assert!(matches!(ended, Ended::Returned), "{address}, {delivery:?}, {irq}: {ended:?}");
+    for udrv::host::Report { device, ended, .. } in host.join() {
+        assert!(matches!(ended, Ended::Returned), "{device}, {delivery:?}, {irq}: {ended:?}");
     }
     std::mem::take(&mut *found.lock().expect("unpoisoned"))
 }

@@ -77,7 +77,7 @@ refused 1 "$nvme: the host uses it: /dev/nvme0n1 is claimed" "$stub" bind "$nvme
 kill $holder
 within 10 sh -c "mkswap /dev/nvme0n1 >/dev/null 2>&1"
 swapon /dev/nvme0n1
-refused 1 "$nvme: the host uses it: the host swaps to /dev/nvme0n1; *swapoff /dev/nvme0n1*" "$stub" bind "$nvme"
+refused 1 "$nvme: the host uses it: /dev/nvme0n1 is swap space; *swapoff /dev/nvme0n1*" "$stub" bind "$nvme"
 swapoff /dev/nvme0n1
 interface=$(ls "/sys/bus/pci/devices/$nic/net")
 ip link set "$interface" up
@@ -91,7 +91,7 @@ refused 1 "$nic: the host uses it: network interface $interface is up; *ip link 
 "$stub" bind "$edu"
 cp "/run/udrv/taken/$edu" record
 sed 's/null/"..\/..\/x"/' record >"/run/udrv/taken/$edu"
-refused 1 "/run/udrv/taken/$edu " "$stub" release "$edu"
+refused 1 "/run/udrv/taken/$edu: it is no record of a taken device" "$stub" release "$edu"
 cp record "/run/udrv/taken/$edu"
 chmod 777 /run/udrv/taken
 refused 1 "/run/udrv/taken: it can be written by others (owner 0, mode 777)" "$stub" release "$edu"

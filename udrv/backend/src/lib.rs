@@ -83,7 +83,8 @@ pub trait Backend: Send + Sync {
     /// descriptor, and closes it when the trigger is replaced, taken away or disarmed.
     ///
     /// A vector is unmasked when it gets a trigger and had none, and keeps its mask when its trigger is replaced. A line
-    /// that is asserted at that moment is signalled.
+    /// that is asserted at that moment is signalled. Arming some vectors of an index may signal others of it that were
+    /// armed before, once: where the kernel has to disarm them meanwhile, what they would have missed is made up for.
     ///
     /// # Errors
     /// [`Error::NoSuchIrq`] if the range does not fit; [`Error::Unavailable`] or [`Error::Os`] if the range holds a

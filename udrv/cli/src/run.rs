@@ -1,11 +1,9 @@
 //! `udrv run edu`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use udrv::host::{Ended, Host};
+use udrv::host::{Ended, Host, Report, Stop};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
 use udrv_edu::driver::{Finding, Tour, TourConfig};
@@ -59,13 +57,18 @@ enum Vector {
 
 pub fn run(args: RunArgs) -> Result<()> {
     let DriverArgs::Edu(edu) = args.driver;
+    let stop = Stop::default();
+    crate::stop::on_signal(stop.clone())?;
     for _ in 0..edu.rounds.max(1) {
-        tour(&edu)?;
+        tour(&edu, &stop)?;
+        if stop.is_requested() {
+            break;
+        }
     }
     Ok(())
 }
 
-fn tour(args: &EduArgs) -> Result<()> {
+fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     let device = crate::address::open(&args.device)?;
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
@@ -76,25 +79,16 @@ fn tour(args: &EduArgs) -> Result<()> {
         Vector::Intx => IrqIndex::INTX,
     });
     let paint = Paint::for_stdout();
-    let section_held = Arc::new(AtomicBool::new(true));
-    let held = Arc::clone(&section_held);
-    let tell = Box::new(move |finding| {
-        if matches!(finding, Finding::Section { during: true, .. } | Finding::Section { after: false, .. }) {
-            held.store(false, Ordering::Relaxed);
-        }
-        println!("{}", describe(&finding, paint));
-    });
-    let mut host = Host::new();
+    let tell = Box::new(move |finding| println!("{}", describe(&finding, paint)));
+    let mut host = Host::stopped_by(stop.clone());
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
-    for (address, ended) in host.join() {
+    for Report { device, ended, quiesced } in host.join() {
         match ended {
             Ended::Returned => {}
-            Ended::Failed(error) => bail!("the edu driver of {address} failed: {error}"),
-            Ended::Panicked(message) => bail!("the edu driver of {address} panicked: {message}"),
+            Ended::Failed(error) => bail!("the edu driver of {device} failed: {error}"),
+            Ended::Panicked(message) => bail!("the edu driver of {device} panicked: {message}"),
         }
-    }
-    if !section_held.load(Ordering::Relaxed) {
-        bail!("an interrupts-off section did not hold its interrupt until its end: this is a bug of the runtime");
+        quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
     }
     Ok(())
 }

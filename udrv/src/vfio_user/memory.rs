@@ -26,18 +26,11 @@ impl Memory {
     /// Whether a mapping could be added, and itself if so: first checked, then sent to the server, then kept.
     pub(super) fn prepare(&self, map: &DmaMap<'_>, limits: &DmaLimits) -> Result<Prepared> {
         let &DmaMap { iova, size, access, file, offset } = map;
-        let refused = |why| Err(Error::DmaRange { iova, size, why });
-        if size == 0 || [iova, size, offset].iter().any(|value| !value.is_multiple_of(limits.page_size)) {
-            return refused("address, size and offset must be multiples of the page size, and size not 0");
-        }
-        let Some(last) = iova.checked_add(size - 1) else { return refused("its end overflows") };
-        if offset.checked_add(size).is_none() {
-            return refused("its end in the file overflows");
-        }
+        limits.check(map)?;
         if self.by_iova.len() >= limits.max_mappings as usize {
-            return refused("the server takes no more mappings");
+            return Err(Error::DmaRange { iova, size, why: "the server takes no more mappings" });
         }
-        if let Some((start, below)) = self.by_iova.range(..=last).next_back()
+        if let Some((start, below)) = self.by_iova.range(..=iova + (size - 1)).next_back()
             && start + (below.size - 1) >= iova
         {
             return Err(Error::DmaOverlap { iova, size });

@@ -40,6 +40,11 @@ pub(super) const CHECKS: &[Check] = &[
         promise: "until unmask_irq a masked vector's interrupts are kept back as one",
         body: masked,
     },
+    Check {
+        name: "fire_neither_heeds_nor_changes_the_mask",
+        promise: "fire_irq signals once whatever the mask and the line's level are, and changes neither",
+        body: fired_while_masked,
+    },
 ];
 
 /// A device whose pin is armed.
@@ -94,6 +99,10 @@ fn each_message(subject: &Subject<'_>, body: impl Fn(&AnyBackend, Interrupt, Irq
     for info in infos {
         let signals = Signal::eventfds(info.count.min(interrupt.vectors))?;
         device.set_triggers(info.index, 0, &triggers(&signals))?;
+        // Arming some may have signalled others.
+        for signal in &signals {
+            signal.taken()?;
+        }
         body(&device, interrupt, info.index, &signals)?;
         device.disable_irq(info.index)?;
     }
@@ -150,9 +159,8 @@ fn asserted_before(subject: &Subject<'_>) -> Step {
     device.disable_irq(IrqIndex::INTX)?;
     (interrupt.raise)(&*device, 0)?;
     device.set_triggers(IrqIndex::INTX, 0, &[signal.trigger()])?;
-    let line = Line { device, interrupt, signal };
-    line.one("a line that was asserted when it was armed")?;
-    line.acknowledge()
+    signal.comes("a line that was asserted when it was armed")?;
+    Ok((interrupt.acknowledge)(&*device)?)
 }
 
 fn still_asserted(subject: &Subject<'_>) -> Step {
@@ -176,6 +184,25 @@ fn acknowledged(subject: &Subject<'_>) -> Step {
         line.signal.stays_quiet("a line acknowledged and unmasked")?;
     }
     Ok(())
+}
+
+fn fired_while_masked(subject: &Subject<'_>) -> Step {
+    let line = line(subject)?;
+    line.mask()?;
+    line.device.fire_irq(IrqIndex::INTX, 0)?;
+    line.one("a masked line, fired")?;
+    line.raise()?;
+    line.signal.stays_quiet("a line asserted after it was fired, still masked")?;
+    line.unmask()?;
+    line.one("a line asserted while it was masked, now unmasked")?;
+    line.acknowledge()?;
+    line.unmask()?;
+    // Fired unmasked, it is not masked either: the line's own signal comes.
+    line.device.fire_irq(IrqIndex::INTX, 0)?;
+    line.one("a line fired")?;
+    line.raise()?;
+    line.one("a line asserted after it was fired")?;
+    line.acknowledge()
 }
 
 fn masked(subject: &Subject<'_>) -> Step {
