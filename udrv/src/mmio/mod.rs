@@ -98,7 +98,7 @@ impl<const SIZE: usize> Window<SIZE> {
     /// Opens the start of a region.
     ///
     /// # Errors
-    /// [`Error::OutOfRegion`] if the region has less than `SIZE` bytes; as [`Mapped::map`].
+    /// [`Error::OutOfRegion`](udrv_backend::Error::OutOfRegion) if the region has less than `SIZE` bytes; as [`Mapped::map`].
     pub fn open(backend: &Arc<dyn Backend>, region: RegionIndex) -> Result<Self> {
         backend.region(region)?.check_range(0, SIZE as u64)?;
         Ok(match Mapped::map(&**backend, region)? {
