@@ -94,3 +94,15 @@ nothing_mapped() {
         case $(readlink "$fd") in /dev/vfio/* | anon_inode:*vfio*) return 1 ;; esac
     done
 }
+
+# override_of BDF: its driver_override
+override_of() {
+    cat "/sys/bus/pci/devices/$1/driver_override"
+}
+
+# check_released BDF DRIVER: bound to it, without a restriction, not recorded as taken
+check_released() {
+    [ "$(driver_of "$1")" = "$2" ] || fail "$1 is bound to $(driver_of "$1"), was to $2"
+    [ "$(override_of "$1")" = "(null)" ] || fail "$1 is restricted to $(override_of "$1")"
+    [ ! -e "/run/udrv/taken/$1" ] || fail "$1 is recorded after its release"
+}
