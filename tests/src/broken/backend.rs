@@ -190,7 +190,7 @@ impl Backend for Broken {
             Fault::SixthFireCountsTwice if fires == 6 => {
                 self.fire(index, vector).and_then(|()| self.fire(index, vector))
             }
-            Fault::QueueIsBounded if fires > 100 => Ok(()),
+            Fault::QueueIsBounded if fires > 40 => Ok(()),
             Fault::UnarmedFireIsLatched if unarmed && vector < self.count(index) => {
                 self.book().latched.push((index, vector));
                 Ok(())
