@@ -1,4 +1,5 @@
 #!/bin/sh
+# deadline: 120
 # `stub-driver list` and `doctor` say what this machine is known to have, as root and as nobody.
 . "$(dirname "$0")/lib.sh"
 stub=$UDRV_BIN/stub-driver

@@ -1,4 +1,5 @@
 #!/bin/sh
+# deadline: 120
 # A device whose IOMMU group has a sibling on a host driver is refused, with the sibling named and nothing changed.
 . "$(dirname "$0")/lib.sh"
 stub=$UDRV_BIN/stub-driver

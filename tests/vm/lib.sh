@@ -77,10 +77,9 @@ stop_stub() {
     wait "$STUB" || fail "the stub's exit status is $?: $(cat "$SOCKETS.log")"
 }
 
-# as_nobody COMMAND...: as a user who owns nothing here but what he was given
-as_nobody() {
-    setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all -- "$@"
-}
+# $AS_NOBODY COMMAND...: as a user who owns nothing here but what he was given. No function: in the background, the process that
+# a function runs in is not the command's, and a signal would miss it.
+AS_NOBODY='setpriv --reuid=65534 --regid=65534 --clear-groups --inh-caps=-all --'
 
 # bus_mastering BDF: whether the device may start transfers (bit 2 of the command register, PCI 3.0, 6.2.2)
 bus_mastering() {

@@ -2,7 +2,10 @@
 
 use crate::irq::{Delivery, IrqDomain};
 use crate::{backend::AnyBackend, pci};
+use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use udrv_backend::{Error, Result};
 
@@ -12,6 +15,33 @@ pub struct Context {
     pub device: AnyBackend,
     /// Its interrupts.
     pub irqs: IrqDomain,
+    stop: Stop,
+}
+
+impl Context {
+    /// Whether the driver has been asked to end. One that runs for long looks at this between its pieces of work, and
+    /// returns from [`Driver::run`] when it is set; nobody ends it by force.
+    #[must_use]
+    pub fn should_stop(&self) -> bool {
+        self.stop.is_requested()
+    }
+}
+
+/// A request to end, shared by a host, its drivers and whoever may make it (a signal handler's thread, say).
+#[derive(Debug, Clone, Default)]
+pub struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    /// Makes the request. It cannot be taken back.
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it was made.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 /// A guest driver.
@@ -25,7 +55,7 @@ pub trait Driver: Sized {
     /// Whatever keeps it from doing so; the host then quiesces the device.
     fn probe(context: &Context, config: Self::Config) -> Result<Self>;
 
-    /// Does the driver's work until there is none left.
+    /// Does the driver's work until there is none left, or until [`Context::should_stop`].
     ///
     /// # Errors
     /// As [`Driver::probe`].
@@ -52,10 +82,22 @@ pub enum Ended {
     Panicked(String),
 }
 
+/// What became of one driver and its device.
+#[derive(Debug)]
+pub struct Report {
+    /// The device's address.
+    pub device: String,
+    /// How its driver ended.
+    pub ended: Ended,
+    /// Whether the device was made quiet after it: interrupts disarmed, bus mastering off, reset if it can be.
+    pub quiesced: Result<()>,
+}
+
 /// Runs each driver on a thread of its own. However one ends, its device is quiesced and the others go on.
 #[derive(Default)]
 pub struct Host {
-    drivers: Vec<(String, JoinHandle<Ended>)>,
+    drivers: Vec<(String, JoinHandle<Report>)>,
+    stop: Stop,
 }
 
 impl Host {
@@ -65,47 +107,80 @@ impl Host {
         Self::default()
     }
 
+    /// A host without drivers whose request to stop is this one.
+    #[must_use]
+    pub fn stopped_by(stop: Stop) -> Self {
+        Self { drivers: Vec::new(), stop }
+    }
+
     /// Starts a driver on a device.
     ///
     /// # Errors
     /// [`Error::Os`] if the thread cannot be started.
     pub fn start<D: Driver>(&mut self, device: AnyBackend, delivery: Delivery, config: D::Config) -> Result<()> {
         let address = device.info().address.clone();
-        let supervised = move || {
-            let work = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
-                // Made here: in signal delivery this thread is the one that is signalled.
-                let context = Context { device: device.clone(), irqs: IrqDomain::new(delivery)? };
-                let mut driver = D::probe(&context, config)?;
-                driver.run(&context)?;
-                driver.remove(&context)
-            }));
-            let ended = match work {
-                Ok(Ok(())) => Ended::Returned,
-                Ok(Err(error)) => Ended::Failed(error),
-                Err(payload) => {
-                    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
-                    Ended::Panicked(text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default())
-                }
-            };
-            if let Err(error) = pci::quiesce(&*device) {
-                tracing::warn!(%error, device = device.info().address, "quiescing after the driver");
-            }
-            ended
-        };
+        let stop = self.stop.clone();
         let thread = std::thread::Builder::new()
             .name(format!("driver {address}"))
-            .spawn(supervised)
+            .spawn(move || supervise::<D>(device, delivery, stop, config))
             .map_err(|error| Error::os(format!("starting the driver of {address}"), error))?;
         self.drivers.push((address, thread));
         Ok(())
     }
 
-    /// Waits for all drivers; each with its device's address.
-    #[must_use]
-    pub fn join(self) -> Vec<(String, Ended)> {
-        let end = |thread: JoinHandle<Ended>| {
-            thread.join().unwrap_or_else(|_| Ended::Panicked("the supervisor itself panicked".into()))
-        };
-        self.drivers.into_iter().map(|(address, thread)| (address, end(thread))).collect()
+    /// Asks all drivers to end. Those that look ([`Context::should_stop`]) do.
+    pub fn stop(&self) {
+        self.stop.request();
     }
+
+    /// The same, for whoever does not have the host.
+    #[must_use]
+    pub fn stopper(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Waits until all drivers have ended.
+    #[must_use]
+    pub fn join(self) -> Vec<Report> {
+        let report = |(device, thread): (String, JoinHandle<Report>)| {
+            thread.join().unwrap_or_else(|payload| Report {
+                quiesced: Err(Error::Gone { device: device.clone(), why: "its supervisor panicked".into() }),
+                device,
+                ended: Ended::Panicked(message(&*payload)),
+            })
+        };
+        self.drivers.into_iter().map(report).collect()
+    }
+}
+
+fn supervise<D: Driver>(device: AnyBackend, delivery: Delivery, stop: Stop, config: D::Config) -> Report {
+    let work = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
+        // Made here: in signal delivery this thread is the one that is signalled.
+        let context = Context { device: device.clone(), irqs: IrqDomain::new(delivery)?, stop };
+        let mut driver = D::probe(&context, config)?;
+        driver.run(&context)?;
+        driver.remove(&context)
+    }));
+    let ended = match work {
+        Ok(Ok(())) => Ended::Returned,
+        Ok(Err(error)) => Ended::Failed(error),
+        Err(payload) => Ended::Panicked(message(&*payload)),
+    };
+    // A backend that panics must not keep its neighbours' reports from being read.
+    let quiesced = catch_unwind(AssertUnwindSafe(|| pci::quiesce(&*device)));
+    let address = device.info().address.clone();
+    let quiesced = quiesced.unwrap_or_else(|payload| {
+        let why = format!("its backend panicked: {}", message(&*payload));
+        Err(Error::Gone { device: address.clone(), why })
+    });
+    if let Err(error) = &quiesced {
+        tracing::warn!(%error, device = address, "quiescing after the driver");
+    }
+    Report { device: address, ended, quiesced }
+}
+
+/// What a panic said.
+fn message(payload: &(dyn Any + Send)) -> String {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }

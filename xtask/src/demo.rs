@@ -1,14 +1,22 @@
 //! `cargo xtask demo`: the stub in one process, the driver in another, and what happened between them.
 
 use crate::stub::Stub;
-use crate::{cargo, succeed, vm};
+use crate::{cargo, clock, succeed, vm};
 use anyhow::{Context as _, Result};
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+/// Commands to try, and what for.
+const NEXT: [(&str, &str); 4] = [
+    ("cargo xtask vm --shell", "a machine with a real IOMMU and real VFIO: try `stub-driver list` there"),
+    ("cargo run -p stub-driver -- list", "PCI devices here, and which of them can be taken"),
+    ("cargo run -p stub-driver -- doctor", "what this machine lacks for that"),
+    ("cargo run -p udrv-cli -- info model:edu", "the device in the driver's own process, without a stub"),
+];
+
 pub(crate) fn run() -> Result<()> {
-    eprintln!("building the stub and the driver (minutes the first time, silently) ...");
+    eprintln!("building the stub and the driver (the first time, that takes a minute or two) ...");
     succeed(cargo().args(["build", "--quiet", "--locked", "-p", "stub-driver", "-p", "udrv-cli"]))?;
     let binaries = vm::target_dir(&vm::repo_root())?.join("debug");
     let sockets = std::env::temp_dir().join(format!("udrv-demo-{}", std::process::id()));
@@ -19,6 +27,7 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn show(binaries: &Path, sockets: &Path) -> Result<()> {
+    let begin = clock::now();
     let stub = Stub::start(binaries, sockets)?;
     let address = stub.address();
     heading("A device in one process, its driver in another", "");
@@ -32,10 +41,10 @@ fn show(binaries: &Path, sockets: &Path) -> Result<()> {
         heading(&title, &format!("udrv run edu --device {address} --irq {mode}"));
         udrv(binaries, &["run", "edu", "--device", &address, "--irq", mode])?;
     }
-    heading("Next", "");
-    println!("  cargo run -p stub-driver -- list          PCI devices here, and which can be taken");
-    println!("  cargo run -p stub-driver -- doctor        what this machine lacks for a real device");
-    println!("  cargo xtask vm --shell                    a machine with a real IOMMU and real VFIO");
+    heading(&format!("All checked, in {:.1} s. Next", begin.elapsed().as_secs_f64()), "");
+    for (command, what) in NEXT {
+        println!("  {command:<42} {what}");
+    }
     Ok(())
 }
 

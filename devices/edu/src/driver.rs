@@ -127,9 +127,13 @@ impl<I: Io + 'static> Edu<I> {
     /// Waits until the handler has seen this cause.
     ///
     /// # Errors
-    /// [`Error::Timeout`] naming `what`.
+    /// [`Error::Timeout`] naming `what`; [`Error::Gone`] if the device has vanished meanwhile.
     pub fn wait(&self, what: &str, cause: InterruptStatus) -> Result<()> {
-        self.irqs.wait(what, Deadline::after(PATIENCE), || self.has_seen(cause))
+        self.irqs.wait(what, Deadline::after(PATIENCE), || self.has_seen(cause)).or_else(|missed| {
+            // A device that is gone raises no interrupt either; then that is what the driver's author has to know.
+            self.io.read(IDENTIFICATION)?;
+            Err(missed)
+        })
     }
 
     fn forget(&self, cause: InterruptStatus) {
@@ -311,8 +315,13 @@ impl Driver for Tour {
             return Err(wrong(context, "other bytes than were sent by DMA".into(), "the same bytes"));
         }
         (config.tell)(Finding::Dma { bytes: sent.len() });
-        (config.tell)(show_section(edu, context)?);
-        (config.tell)(measure(edu, config.samples)?);
+        let section = show_section(edu, context)?;
+        let kept = section == Finding::Section { during: false, after: true };
+        (config.tell)(section);
+        if !kept {
+            return Err(wrong(context, "an interrupt that a section did not hold until its end".into(), "it held"));
+        }
+        (config.tell)(measure(edu, context, config.samples)?);
         (config.tell)(Finding::Interrupts(edu.irq_stats()));
         Ok(())
     }
@@ -341,13 +350,16 @@ fn show_section(edu: &Edu, context: &Context) -> Result<Finding> {
     Ok(Finding::Section { during, after })
 }
 
-fn measure(edu: &Edu, samples: usize) -> Result<Finding> {
+fn measure(edu: &Edu, context: &Context, samples: usize) -> Result<Finding> {
     let mut times = Vec::with_capacity(samples);
     for _ in 0..samples.max(1) {
         let start = clock::now();
         edu.raise(OWN)?;
         edu.wait("an interrupt whose latency is measured", OWN)?;
         times.push(start.elapsed());
+        if context.should_stop() {
+            break;
+        }
     }
     times.sort_unstable();
     let at = |percent: usize| times[(times.len() * percent / 100).min(times.len() - 1)];

@@ -78,7 +78,7 @@ fn use_of_block(block: &Path, tables: &Tables) -> Option<HostUse> {
         return Some(HostUse { how: format!("{node} is mounted on {place}"), end_it: format!("umount {place}") });
     }
     if tables.swaps.lines().any(|line| line.split_whitespace().next() == Some(&node)) {
-        return Some(HostUse { how: format!("the host swaps to {node}"), end_it: format!("swapoff {node}") });
+        return Some(HostUse { how: format!("{node} is swap space"), end_it: format!("swapoff {node}") });
     }
     let holder = std::fs::read_dir(block.join("holders")).into_iter().flatten().flatten().next();
     if let Some(holder) = holder {
@@ -140,7 +140,7 @@ impl VfioUser {
         match self {
             Self::Processes(pids) => all_named(pids),
             Self::Unseen(pids) if pids.is_empty() => "a process that cannot be seen from here".into(),
-            Self::Unseen(pids) => format!("a process, probably {},", all_named(pids)),
+            Self::Unseen(pids) => format!("a process (probably {})", all_named(pids)),
         }
     }
 }
@@ -207,7 +207,7 @@ mod tests {
     fn partition_swapped_to_is_a_use() {
         let (fake, bdf) = nvme();
         let swaps = "Filename Type Size Used Priority\n/dev/nvme0n1p1 partition 8 0 -2\n";
-        assert_eq!(uses(&fake, bdf, "", swaps), ["the host swaps to /dev/nvme0n1p1; swapoff /dev/nvme0n1p1"]);
+        assert_eq!(uses(&fake, bdf, "", swaps), ["/dev/nvme0n1p1 is swap space; swapoff /dev/nvme0n1p1"]);
     }
 
     #[test]

@@ -24,7 +24,8 @@ const MOST_STEPS: usize = 12;
 
 /// What the kernel says of a device.
 pub(crate) fn observe(sysfs: &Sysfs, bdf: Bdf) -> Result<Binding> {
-    let only = deadline::read(&sysfs.device_path(bdf).join("driver_override"), READ_LIMIT)?;
+    let only = deadline::read(&sysfs.device_path(bdf).join("driver_override"), READ_LIMIT)
+        .map_err(|error| explain(sysfs, bdf, "reading its driver_override", error))?;
     let only = String::from_utf8_lossy(&only).trim().to_owned();
     let driver_override = (only != "(null)" && !only.is_empty()).then_some(only);
     Ok(Binding { driver: sysfs.device(bdf)?.driver, driver_override })
@@ -73,18 +74,16 @@ fn make(sysfs: &Sysfs, bdf: Bdf, lock: &Lock, step: &Step) -> Result<()> {
             (of_driver(driver, "bind"), address)
         }
     };
-    deadline::write(&path, &value, lock.as_fd(), STEP_LIMIT).map_err(|error| explain(sysfs, bdf, step, error))
+    deadline::write(&path, &value, lock.as_fd(), STEP_LIMIT)
+        .map_err(|error| explain(sysfs, bdf, &format!("writing `{}` to {}", value.trim_end(), path.display()), error))
 }
 
 /// Says what the kernel waits for, if that can be seen.
-fn explain(sysfs: &Sysfs, bdf: Bdf, step: &Step, error: Error) -> Error {
-    let (Error::Timeout { after, .. }, Step::Unbind(driver)) = (&error, step) else { return error };
+fn explain(sysfs: &Sysfs, bdf: Bdf, doing: &str, error: Error) -> Error {
+    let Error::Timeout { after, .. } = error else { return error };
     let user = sysfs.device(bdf).ok().and_then(|device| host_use::vfio_user(sysfs, &device));
-    let user = user.as_ref().map_or_else(|| "its driver does not let go".to_owned(), VfioUser::named);
-    Error::Timeout {
-        what: format!("pci:{bdf}: unbinding from {driver} (the kernel still waits: {user})"),
-        after: *after,
-    }
+    let user = user.as_ref().map_or_else(|| "a driver".to_owned(), VfioUser::named);
+    Error::Timeout { what: format!("pci:{bdf}: {doing}, because the kernel waits for {user} to let go of it,"), after }
 }
 
 fn without_effect(bdf: Bdf, step: &Step) -> Error {

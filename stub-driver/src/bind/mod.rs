@@ -1,6 +1,6 @@
 //! Taking a device from its kernel driver, and giving it back.
 //!
-//! [`steps`] decides what to do next, [`kernel`] does it, [`record`] remembers what was before. All three are made for
+//! `steps` decides what to do next, `kernel` does it, `record` remembers what was before. All three are made for
 //! being killed at any moment: whoever comes next goes on from what the kernel and the record say.
 
 pub(crate) mod deadline;
@@ -221,19 +221,21 @@ impl Binder {
             }
             _ => {}
         }
-        if !is_there {
-            self.records.remove(bdf)?;
-            return Ok(GivenBack::Vanished);
-        }
-        self.undo(bdf, &record.was, &lock).map(GivenBack::To)
+        let driver = self.undo(bdf, &record.was, &lock)?;
+        Ok(if is_there { GivenBack::To(driver) } else { GivenBack::Vanished })
     }
 
-    /// Brings a device back to what it was, and forgets it.
+    /// Brings a device back to what it was, if it is still in the machine, and forgets it.
     fn undo(&self, bdf: Bdf, was: &Binding, lock: &Lock) -> Result<Option<String>> {
+        if !self.sysfs.device_path(bdf).exists() {
+            self.records.remove(bdf)?;
+            return Ok(None);
+        }
         let device = self.sysfs.device(bdf)?;
-        // With a user, unbinding would wait for it in the kernel, and a driver in its group would not be let in.
-        let unbinds = device.is_on_vfio() && device.driver != was.driver;
-        if unbinds && let Some(user) = host_use::vfio_user(&self.sysfs, &device) {
+        // With a user, unbinding would wait for it in the kernel, or waits already (the driver's link is gone by then), and
+        // a driver in its group would not be let in.
+        let is_back = device.driver.is_some() && device.driver == was.driver;
+        if !is_back && let Some(user) = host_use::vfio_user(&self.sysfs, &device) {
             return Err(Error::Unavailable {
                 device: format!("pci:{bdf}"),
                 why: format!("{} has its VFIO group open", user.named()),
@@ -348,3 +350,6 @@ pub fn release(args: &ReleaseArgs) -> AnyResult<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,10 +86,10 @@ impl Records {
         };
         match serde_json::from_str::<Record>(&text) {
             Ok(record) if record.was.is_plausible() => Ok(Some(record)),
-            _ => Err(Error::Protocol {
-                peer: path.display().to_string(),
-                found: "something else".into(),
-                expected: format!("the record of a taken device: bind {bdf} by hand and remove the file"),
+            _ => Err(Error::Unavailable {
+                device: path.display().to_string(),
+                why: "it is no record of a taken device".into(),
+                advice: format!("bind {bdf} to its driver by hand, then remove the file"),
             }),
         }
     }

@@ -2,19 +2,24 @@
 
 use super::socket::Listener;
 use anyhow::{Context as _, Result};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{UnixCredentials, getsockopt, sockopt::PeerCredentials};
 use nix::unistd::Uid;
 use std::collections::BTreeMap;
 use std::net::Shutdown;
+use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle, Scope};
 use std::time::Duration;
 
 /// Connections to one socket at a time, those counted that are only being told that the device is taken.
 const MAX_CONNECTIONS: usize = 16;
+
+/// How long to wait for a connection whose peer has gone to end.
+const MAKE_ROOM: Duration = Duration::from_secs(1);
 
 /// How long to wait before trying again where the system has no descriptor or thread left.
 const RETRY: Duration = Duration::from_millis(100);
@@ -27,8 +32,8 @@ pub(super) trait Service: Send + Sync + 'static {
     fn listener(&self) -> &Listener;
     /// Whether this user may come in.
     fn admits(&self, user: Uid) -> bool;
-    /// Serves one client until it goes, or its stream is shut down. Returns why it ended.
-    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) -> String;
+    /// Serves one client until it goes, or its stream is shut down.
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials);
 }
 
 /// A service that runs. Dropping it shuts every connection down and waits for all of them to end.
@@ -43,7 +48,8 @@ impl<S: Service> Running<S> {
     pub(super) fn start(service: Arc<S>) -> Result<Self> {
         let (stop, stopped) = channel();
         let shared = Arc::clone(&service);
-        let run = move || Door { service: &*shared, connections: Mutex::default() }.run(&stopped);
+        let run =
+            move || Door { service: &*shared, connections: Mutex::default(), one_ended: Condvar::new() }.run(&stopped);
         let thread = thread::Builder::new().name(service.name().into()).spawn(run).context("starting a thread")?;
         Ok(Self { service, stop: Some(stop), thread: Some(thread) })
     }
@@ -74,6 +80,7 @@ struct Door<'a, S> {
     service: &'a S,
     /// Every connection, so that all can be shut down at the end.
     connections: Mutex<BTreeMap<u64, UnixStream>>,
+    one_ended: Condvar,
 }
 
 impl<S: Service> Door<'_, S> {
@@ -102,6 +109,19 @@ impl<S: Service> Door<'_, S> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn remove(&self, number: u64) {
+        self.connections().remove(&number);
+        self.one_ended.notify_all();
+    }
+
+    /// Whether one more connection is allowed. Those whose peer has gone end soon, and are waited for: a burst of clients
+    /// that came and went must not keep the next one out.
+    fn has_room(&self) -> bool {
+        let full = |all: &mut BTreeMap<u64, UnixStream>| all.len() >= MAX_CONNECTIONS && all.values().any(has_hung_up);
+        let waited = self.one_ended.wait_timeout_while(self.connections(), MAKE_ROOM, full);
+        waited.unwrap_or_else(PoisonError::into_inner).0.len() < MAX_CONNECTIONS
+    }
+
     /// Starts a connection's thread, unless the peer may not have one.
     fn admit<'scope>(
         &'scope self,
@@ -116,21 +136,27 @@ impl<S: Service> Door<'_, S> {
             tracing::warn!("{name}: refused process {pid} of user {uid}: not served to that user");
             return Ok(());
         }
-        if self.connections().len() >= MAX_CONNECTIONS {
+        if !self.has_room() {
             tracing::warn!("{name}: refused process {pid}: {MAX_CONNECTIONS} connections already");
             return Ok(());
         }
         self.connections().insert(number, stream.try_clone()?);
         let started = thread::Builder::new().name(name.into()).spawn_scoped(scope, move || {
-            match catch_unwind(AssertUnwindSafe(|| self.service.serve(stream, &peer))) {
-                Ok(why) => tracing::info!("{name}: process {pid} of user {uid} left: {why}"),
-                Err(_) => tracing::error!("{name}: the connection of process {pid} panicked"),
+            if catch_unwind(AssertUnwindSafe(|| self.service.serve(stream, &peer))).is_err() {
+                tracing::error!("{name}: the connection of process {pid} panicked");
             }
-            self.connections().remove(&number);
+            self.remove(number);
         });
         if started.is_err() {
-            self.connections().remove(&number);
+            self.remove(number);
         }
         started.map(drop)
     }
+}
+
+/// Whether the peer has closed its end.
+pub(super) fn has_hung_up(stream: &UnixStream) -> bool {
+    // POLLHUP, once both directions are closed, is reported unasked.
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }

@@ -1,19 +1,18 @@
-//! The command: which devices, to whom, until when.
+//! The command: serves what was asked for until it is told to end.
 
+use super::config::{self, Plan, Planned};
 use super::control::ControlServer;
-use super::export::{Export, Opened};
+use super::device::{self, DeviceAddress};
 use super::server::DeviceServer;
 use super::socket;
-use crate::bind::{Binder, Holder};
-use anyhow::{Context as _, Result, bail};
+use crate::bind::Binder;
+use anyhow::{Context as _, Result};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
-use nix::unistd::{Uid, User, geteuid};
 use std::io::Write as _;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::sync::Arc;
-use udrv_backend::{AnyBackend, Backend, IrqIndex, RegionIndex};
-use udrv_vfio::{Bdf, VfioBackend};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::PathBuf;
 
 /// Where sockets are unless told otherwise.
 pub(crate) const SOCKET_DIR: &str = "/run/udrv";
@@ -22,97 +21,23 @@ pub(crate) const SOCKET_DIR: &str = "/run/udrv";
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
     /// What to serve: pci:0000:03:00.0, or model:edu.
-    #[arg(value_name = "DEVICE", required = true)]
-    devices: Vec<DeviceAddress>,
-    /// Where the sockets are made.
-    #[arg(long, value_name = "DIR", default_value = SOCKET_DIR)]
-    socket_dir: PathBuf,
-    /// Whom to serve, by name or number; whoever runs this if not given.
+    #[arg(value_name = "DEVICE", required_unless_present = "config")]
+    pub(super) devices: Vec<DeviceAddress>,
+    /// Where the sockets are made [default: the file's, or /run/udrv].
+    #[arg(long, value_name = "DIR")]
+    pub(super) socket_dir: Option<PathBuf>,
+    /// Whom to serve, by name or number [default: the file's, or whoever runs this].
     #[arg(long, value_name = "USER")]
-    owner: Option<String>,
+    pub(super) owner: Option<String>,
     /// Let clients map registers. Of a PCI device they are then given the VFIO descriptor, which allows all of it.
-    #[arg(long)]
-    mmap: bool,
+    #[arg(long, requires = "devices")]
+    pub(super) mmap: bool,
+    /// A TOML file that lists devices to serve, beside those given here.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// Take a PCI device from its driver only while a client has it.
-    #[arg(long)]
-    per_lease: bool,
-}
-
-/// A device that can be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceAddress {
-    /// A PCI device, through the kernel's VFIO.
-    Pci(Bdf),
-    /// The software model of the education device.
-    ModelEdu,
-}
-
-impl FromStr for DeviceAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("pci", bdf)) => bdf.parse().map(Self::Pci).map_err(|error: udrv_backend::Error| error.to_string()),
-            Some(("model", "edu")) => Ok(Self::ModelEdu),
-            Some(("model", name)) => Err(format!("no model is called `{name}`: expected model:edu")),
-            _ => Err("expected pci:BDF such as pci:0000:03:00.0, or model:edu".into()),
-        }
-    }
-}
-
-impl DeviceAddress {
-    /// Its name: of its socket, and on the control socket.
-    fn name(self) -> String {
-        match self {
-            Self::Pci(bdf) => bdf.to_string(),
-            Self::ModelEdu => "edu".into(),
-        }
-    }
-}
-
-/// A device taken from its kernel driver; given back when dropped.
-struct Taken(Bdf);
-
-impl Taken {
-    fn take(bdf: Bdf) -> Result<Self, udrv_backend::Error> {
-        Binder::default().take(bdf, Holder::ThisProcess)?;
-        Ok(Self(bdf))
-    }
-}
-
-impl Drop for Taken {
-    fn drop(&mut self) {
-        match Binder::default().give_back(self.0) {
-            Ok(Some(driver)) => tracing::info!("{}: given back to {driver}", self.0),
-            Ok(None) => tracing::info!("{}: released, it had no driver before", self.0),
-            Err(error) => tracing::error!("{}: cannot be given back: {error}", self.0),
-        }
-    }
-}
-
-fn open_vfio(bdf: Bdf) -> Result<AnyBackend, udrv_backend::Error> {
-    Ok(Arc::new(VfioBackend::open(bdf)?))
-}
-
-fn export(device: DeviceAddress, per_lease: bool) -> Result<Export, udrv_backend::Error> {
-    let name = device.name();
-    let bdf = match device {
-        DeviceAddress::ModelEdu => return Ok(Export::shared(&name, Arc::new(udrv_edu::model::edu()))),
-        DeviceAddress::Pci(bdf) => bdf,
-    };
-    let address = format!("pci:{bdf}");
-    if per_lease {
-        return Ok(Export::opened_by(&name, &address, move || {
-            let taken = Taken::take(bdf)?;
-            Ok(Opened { device: open_vfio(bdf)?, held: Some(Box::new(taken)) })
-        }));
-    }
-    let taken = Taken::take(bdf)?;
-    Ok(Export::opened_by(&name, &address, move || {
-        // Named, so that the closure holds it for as long as the device is served.
-        let Taken(bdf) = &taken;
-        Ok(Opened { device: open_vfio(*bdf)?, held: None })
-    }))
+    #[arg(long, requires = "devices")]
+    pub(super) per_lease: bool,
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP.
@@ -120,6 +45,7 @@ fn export(device: DeviceAddress, per_lease: bool) -> Result<Export, udrv_backend
 /// # Errors
 /// Why a device cannot be served; nothing is then served, and what was taken is given back.
 pub fn run(args: &ServeArgs) -> Result<()> {
+    let plan = config::plan(args)?;
     // Blocked before the first thread, so that all inherit it and only `wait` below takes them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -128,14 +54,17 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     signals.thread_block().context("blocking signals")?;
     repair();
 
-    let owner = args.owner.as_deref().map_or(Ok(geteuid()), find_user)?;
-    socket::make_folder(&args.socket_dir)?;
+    socket::make_folder(&plan.socket_dir)?;
+    let most_mappings = mappings_each(plan.devices.len());
     let mut servers = Vec::new();
-    for device in &args.devices {
-        servers.push(start(*device, args, owner)?);
+    for device in &plan.devices {
+        servers.push(start(device, &plan, most_mappings)?);
     }
-    let mut control = ControlServer::start(&args.socket_dir, owner, &servers)?;
+    let mut control = ControlServer::start(&plan.socket_dir, plan.owner, &servers)?;
     tell("ready");
+    if let Err(error) = notify() {
+        tracing::warn!("telling the service manager: {error}");
+    }
     let signal = signals.wait().context("waiting for a signal")?;
     tracing::info!("{signal}: ending");
     // All at once, then each is waited for: one slow reset delays no other.
@@ -146,23 +75,17 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
-fn start(device: DeviceAddress, args: &ServeArgs, owner: Uid) -> Result<DeviceServer> {
-    let export = export(device, args.per_lease)?.owned_by(owner).mapped(args.mmap);
+fn start(device: &Planned, plan: &Plan, most_mappings: u32) -> Result<DeviceServer> {
+    let name = device.address.name();
+    let export = device::export(device)?.mappings_at_most(most_mappings);
     // Opened once now, so that what is wrong is said here and not to the first client.
-    let what = describe(&*export.open()?.device)?;
-    let server = DeviceServer::start(export, &socket_path(&args.socket_dir, &device.name()))?;
+    let what = device::describe(device.address, &*export.open()?.device)?;
+    let server = DeviceServer::start(export, &plan.socket_dir.join(format!("{name}.sock")))?;
     tell(&format!("{}  {what}", server.path().display()));
-    if args.mmap && matches!(device, DeviceAddress::Pci(_)) {
-        tracing::warn!(
-            "{}: --mmap gives clients the VFIO descriptor, with which they can do anything to it",
-            device.name()
-        );
+    if device.mmap && matches!(device.address, DeviceAddress::Pci(_)) {
+        tracing::warn!("{name}: --mmap gives its clients the VFIO descriptor, with which they can do anything to it");
     }
     Ok(server)
-}
-
-fn socket_path(folder: &Path, name: &str) -> PathBuf {
-    folder.join(format!("{name}.sock"))
 }
 
 /// What a dead stub had taken goes back first: it may be what is to be served now.
@@ -178,42 +101,27 @@ fn repair() {
     }
 }
 
+/// How many DMA mappings, each of which may keep a descriptor, the client of each device may have, so that it cannot use
+/// up what the others need. Raises this process's limit as far as it may first.
+fn mappings_each(devices: usize) -> u32 {
+    let resource = Resource::RLIMIT_NOFILE;
+    let limit =
+        getrlimit(resource).map_or(1024, |(soft, hard)| setrlimit(resource, hard, hard).map_or(soft, |()| hard));
+    let each = (limit / 2).checked_div(devices as u64).unwrap_or(0);
+    u32::try_from(each).unwrap_or(u32::MAX)
+}
+
 /// A line on standard output, whose reader may have gone.
 fn tell(line: &str) {
     let _ = writeln!(std::io::stdout(), "{line}");
 }
 
-/// One line: what it is, what it has, whether it can be reset.
-fn describe(device: &dyn Backend) -> Result<String, udrv_backend::Error> {
-    let mut parts = vec![device.info().address.clone()];
-    for index in (0..device.info().regions).map(RegionIndex) {
-        let region = device.region(index)?;
-        if region.size > 0 {
-            parts.push(format!("{index} {:#x} bytes", region.size));
-        }
-    }
-    for index in (0..device.info().irqs).map(IrqIndex) {
-        let irq = device.irq(index)?;
-        if irq.count > 0 {
-            parts.push(format!("{index} x{}", irq.count));
-        }
-    }
-    let reset = if device.resettable().is_some() {
-        "reset between drivers"
-    } else {
-        "no reset method: state survives between drivers"
+/// Tells the service manager that sockets are there (`sd_notify(3)`), if one asks for it.
+fn notify() -> std::io::Result<()> {
+    let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return Ok(()) };
+    let address = match path.as_encoded_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(path)?,
     };
-    parts.push(reset.into());
-    Ok(parts.join(", "))
-}
-
-/// A user by name or number.
-fn find_user(given: &str) -> Result<Uid> {
-    if let Ok(number) = given.parse() {
-        return Ok(Uid::from_raw(number));
-    }
-    match User::from_name(given).with_context(|| format!("looking for user `{given}`"))? {
-        Some(user) => Ok(user.uid),
-        None => bail!("there is no user `{given}`: expected a name or number, as in `getent passwd`"),
-    }
+    UnixDatagram::unbound()?.send_to_addr(b"READY=1", &address).map(drop)
 }

@@ -23,7 +23,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use udrv_backend::{AnyBackend, RegionIndex, Width};
+use udrv_backend::{RegionIndex, Width};
 
 /// The socket's name in the folder of the others.
 pub(crate) const SOCKET: &str = "control.sock";
@@ -152,10 +152,9 @@ impl Service for Control {
         self.visible(user).next().is_some()
     }
 
-    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) -> String {
-        match self.converse(stream, Uid::from_raw(peer.uid())) {
-            Ok(()) => "done".into(),
-            Err(error) => format!("{error:#}"),
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) {
+        if let Err(error) = self.converse(stream, Uid::from_raw(peer.uid())) {
+            tracing::warn!("control: process {} of user {}: {error:#}", peer.pid(), peer.uid());
         }
     }
 }
@@ -192,8 +191,12 @@ impl Control {
                 let devices = self.visible(user).map(|device| status(device)).collect();
                 text(Ok(Status { pid: std::process::id(), devices }))
             }
-            Request::Peek { device, region, offset, width } => {
-                text(self.find(user, &device).and_then(|device| peek(device, region, offset, width)))
+            Request::Peek { device, region, offset, width: bits } => {
+                let peek = |device: &Arc<Served>| {
+                    let value = device.peek(RegionIndex(region), offset, width(bits)?);
+                    value.map_err(|error| error.to_string())
+                };
+                text(self.find(user, &device).and_then(peek))
             }
             Request::Revoke { device } => {
                 let why = format!("user {user} revoked its lease");
@@ -239,18 +242,10 @@ fn lease_status(tenant: &Tenant) -> LeaseStatus {
     }
 }
 
-fn peek(device: &Served, region: u32, offset: u64, bits: u64) -> Result<u64, String> {
-    let width = Width::ALL.into_iter().find(|width| width.bytes() * 8 == bits);
-    let width = width.ok_or_else(|| format!("width {bits} does not exist: expected 8, 16, 32 or 64"))?;
-    let read =
-        |backend: &AnyBackend| backend.read(RegionIndex(region), offset, width).map_err(|error| error.to_string());
-    device.slot.look(|tenant| {
-        let leased = tenant.and_then(|tenant| tenant.device.as_ref());
-        match leased.or(device.export.shared_device()) {
-            Some(backend) => read(backend),
-            None => Err(format!("{}: nobody has it, and it is open only during a lease", device.export.name())),
-        }
-    })
+/// A width in bits.
+fn width(bits: u64) -> Result<Width, String> {
+    let found = Width::ALL.into_iter().find(|width| width.bytes() * 8 == bits);
+    found.ok_or_else(|| format!("width {bits} does not exist: expected 8, 16, 32 or 64"))
 }
 
 /// The next line, which must come within a deadline; `None` if the peer is done.

@@ -4,6 +4,9 @@ use nix::unistd::{Uid, geteuid};
 use std::any::Any;
 use udrv_backend::{AnyBackend, Result};
 
+/// The protocol's default, and the most that QEMU's client accepts.
+const MOST_MAPPINGS: u32 = 65_535;
+
 /// A device opened for one lease. At the lease's end `device` is dropped first, then `held`.
 pub struct Opened {
     /// The device.
@@ -18,6 +21,7 @@ pub struct Export {
     address: String,
     owner: Uid,
     mmap: bool,
+    most_mappings: u32,
     /// The device, if it is there without a lease.
     shared: Option<AnyBackend>,
     open: Box<dyn Fn() -> Result<Opened> + Send + Sync>,
@@ -39,6 +43,7 @@ impl Export {
             address: address.into(),
             owner: geteuid(),
             mmap: false,
+            most_mappings: MOST_MAPPINGS,
             shared: None,
             open: Box::new(open),
         }
@@ -54,6 +59,12 @@ impl Export {
     #[must_use]
     pub fn mapped(self, mmap: bool) -> Self {
         Self { mmap, ..self }
+    }
+
+    /// How many DMA mappings a client may have, each of which may keep a descriptor; 65535 at most.
+    #[must_use]
+    pub fn mappings_at_most(self, most: u32) -> Self {
+        Self { most_mappings: most.min(MOST_MAPPINGS), ..self }
     }
 
     /// The name in logs, on the control socket, and of its socket.
@@ -76,6 +87,10 @@ impl Export {
 
     pub(super) const fn shared_device(&self) -> Option<&AnyBackend> {
         self.shared.as_ref()
+    }
+
+    pub(super) const fn most_mappings(&self) -> u32 {
+        self.most_mappings
     }
 
     pub(super) const fn maps(&self) -> bool {

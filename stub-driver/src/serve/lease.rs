@@ -8,9 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use udrv_backend::{AnyBackend, Error, IrqIndex, IrqInfo, RegionIndex, RegionInfo};
 
-/// DMA mappings of one client: the protocol's default, and the most that QEMU's client accepts.
-const MOST_MAPPINGS: u32 = 65_535;
-
 /// What a lease has seen, for `status`.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
@@ -54,12 +51,12 @@ pub(super) struct Lease {
 impl Lease {
     /// # Errors
     /// What the device gave when asked about itself.
-    pub(super) fn new(opened: Opened, counters: Arc<Counters>) -> Result<Self, Error> {
+    pub(super) fn new(opened: Opened, counters: Arc<Counters>, most_mappings: u32) -> Result<Self, Error> {
         let Opened { device, held } = opened;
         let info = device.info();
         let regions = (0..info.regions).map(|index| device.region(RegionIndex(index))).collect::<Result<_, _>>()?;
         let irqs = (0..info.irqs).map(|index| device.irq(IrqIndex(index))).collect::<Result<_, _>>()?;
-        let most = device.dma().map_or(0, |dma| dma.limits().max_mappings).min(MOST_MAPPINGS);
+        let most = device.dma().map_or(0, |dma| dma.limits().max_mappings).min(most_mappings);
         Ok(Self { regions, irqs, mappings: Mappings::new(most), counters, held, device })
     }
 

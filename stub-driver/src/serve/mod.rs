@@ -22,7 +22,9 @@
 mod accept;
 mod access;
 mod command;
+mod config;
 mod control;
+mod device;
 mod dma;
 mod export;
 mod irqs;
@@ -34,8 +36,10 @@ mod slot;
 mod socket;
 
 pub(crate) use command::SOCKET_DIR;
-pub use command::{DeviceAddress, ServeArgs, run};
+pub use command::{ServeArgs, run};
+pub use config::{Config, DeviceConfig};
 pub(crate) use control::SOCKET as CONTROL_SOCKET;
 pub use control::{DeviceStatus, LeaseStatus, Reply, Request, Status};
+pub use device::DeviceAddress;
 pub use export::{Export, Opened};
 pub use server::{DeviceServer, PATIENCE};

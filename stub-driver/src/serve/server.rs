@@ -16,6 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use udrv_backend::{Error, RegionIndex, Width};
 use udrv_channel::Channel;
 use udrv_wire::Errno;
 
@@ -61,6 +62,16 @@ impl DeviceServer {
         self.0.service()
     }
 
+    /// Reads one register through the client's own lease, which may stand still in a debugger meanwhile. A register whose
+    /// reading has a side effect has it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where a device is open only during a lease and nobody has it; as
+    /// [`Backend::read`](udrv_backend::Backend::read).
+    pub fn peek(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64, Error> {
+        self.0.service().peek(region, offset, width)
+    }
+
     /// Begins to end: no client is taken any more, and the lease is being ended. Dropping waits until that is done.
     pub fn stop(&mut self) {
         self.0.service().slot.close();
@@ -88,12 +99,25 @@ impl Service for Served {
         user == self.export.owner() || user == geteuid()
     }
 
-    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) -> String {
-        self.converse(stream, peer).unwrap_or_else(|error| error.to_string())
+    fn serve(&self, stream: UnixStream, peer: &UnixCredentials) {
+        let why = self.converse(stream, peer).unwrap_or_else(|error| error.to_string());
+        tracing::info!("{}: process {} of user {} left: {why}", self.export.name(), peer.pid(), peer.uid());
     }
 }
 
 impl Served {
+    pub(super) fn peek(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64, Error> {
+        self.slot.look(|tenant| {
+            let leased = tenant.and_then(|tenant| tenant.device.as_ref());
+            let device = leased.or(self.export.shared_device()).ok_or_else(|| Error::Unavailable {
+                device: self.export.address().into(),
+                why: "nobody has it, and it is open only during a lease".into(),
+                advice: "start its driver first".into(),
+            })?;
+            device.read(region, offset, width)
+        })
+    }
+
     /// From the first message to the end of the lease.
     fn converse(&self, stream: UnixStream, peer: &UnixCredentials) -> std::io::Result<String> {
         let handle = stream.try_clone()?;
@@ -116,7 +140,7 @@ impl Served {
             return Ok(hello.turn_away(&channel, Refusal::new(Errno::EBUSY, why)));
         }
         let tenancy = Tenancy(self);
-        let opened = self.export.open().and_then(|opened| Lease::new(opened, counters));
+        let opened = self.export.open().and_then(|opened| Lease::new(opened, counters, self.export.most_mappings()));
         Ok(match opened {
             Ok(lease) => self.hold(&channel, &hello, lease, &tenancy),
             Err(error) => {

@@ -1,8 +1,7 @@
 //! Who has a device: nobody, one client, or one client that is just being shown out.
 
+use super::accept::has_hung_up;
 use super::lease::Counters;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +10,10 @@ use udrv_backend::AnyBackend;
 /// How long a client waits for the lease before it to end. Below the 5 s that clients wait for an answer; a secondary bus
 /// reset takes a second and more.
 const PATIENCE: Duration = Duration::from_secs(4);
+
+/// How long a client that has the device may seem to be there before another one is refused. A process that has just died can
+/// hold its socket for some milliseconds more: the kernel closes what io_uring waits for (as QEMU does) after the process.
+const GRACE: Duration = Duration::from_millis(500);
 
 /// One client.
 pub(super) struct Tenant {
@@ -27,12 +30,6 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    fn has_hung_up(&self) -> bool {
-        // POLLHUP, once both directions are closed, is reported unasked.
-        let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::empty())];
-        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
-    }
-
     fn revoke(&mut self, why: &str) {
         self.revoked.get_or_insert_with(|| why.into());
         // It may have gone by itself, which serves as well.
@@ -62,21 +59,26 @@ impl Slot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the lease: at once if it is free, refused at once if a client has it. Where the client before has gone and
+    /// Takes the lease: at once if it is free, refused soon if a client has it. Where the client before has gone and
     /// its lease is being ended, waits for that.
     pub(super) fn take(&self, tenant: Tenant) -> Result<(), String> {
-        let until = udrv_backend::clock::now() + PATIENCE;
+        let begin = udrv_backend::clock::now();
         let mut guard = self.lock();
         loop {
-            let left = until.saturating_duration_since(udrv_backend::clock::now());
+            let waited = begin.elapsed();
+            let left = PATIENCE.saturating_sub(waited);
             match &guard.0 {
                 _ if guard.1 => return Err("serving has ended".into()),
                 State::Free => {
                     guard.0 = State::Held(tenant);
                     return Ok(());
                 }
-                State::Held(other) if !other.has_hung_up() => {
-                    return Err(format!("process {} of user {} has it", other.pid, other.uid));
+                State::Held(other) if !has_hung_up(&other.stream) => {
+                    let grace = GRACE.saturating_sub(waited);
+                    if grace.is_zero() {
+                        return Err(format!("process {} of user {} has it", other.pid, other.uid));
+                    }
+                    guard = self.freed.wait_timeout(guard, grace).unwrap_or_else(PoisonError::into_inner).0;
                 }
                 _ if left.is_zero() => return Err(format!("the lease before did not end within {PATIENCE:?}")),
                 _ => guard = self.freed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0,

@@ -139,20 +139,20 @@ pub enum Error {
         expected: String,
     },
     /// The operating system refused.
-    #[error("{doing}: {source}")]
+    #[error("{doing}: {cause}")]
     Os {
         /// What was being done, naming the thing it was done to.
         doing: String,
-        /// The operating system's word.
-        #[source]
-        source: std::io::Error,
+        /// The operating system's word. Part of the text, and therefore not the error's `source`, which a chain would
+        /// print again.
+        cause: std::io::Error,
     },
 }
 
 impl Error {
     /// An operating-system error with what was being done.
-    pub fn os(doing: impl Into<String>, source: impl Into<std::io::Error>) -> Self {
-        Self::Os { doing: doing.into(), source: source.into() }
+    pub fn os(doing: impl Into<String>, cause: impl Into<std::io::Error>) -> Self {
+        Self::Os { doing: doing.into(), cause: cause.into() }
     }
 
     /// The errno (Linux numbering) that a vfio-user server answers with for this error.
@@ -182,7 +182,7 @@ impl Error {
             Self::Timeout { .. } => ETIMEDOUT,
             Self::Gone { .. } => ENODEV,
             Self::Protocol { .. } => EPROTO,
-            Self::Os { source, .. } => source.raw_os_error().unwrap_or(EIO),
+            Self::Os { cause, .. } => cause.raw_os_error().unwrap_or(EIO),
         }
     }
 }

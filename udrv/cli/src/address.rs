@@ -1,14 +1,14 @@
 //! Device addresses, the software models among them.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::sync::Arc;
-use udrv_backend::AnyBackend;
+use udrv_backend::{AnyBackend, Error};
 
 /// Opens any address that the command line accepts.
 pub fn open(address: &str) -> Result<AnyBackend> {
     match address.strip_prefix("model:") {
         Some("edu") => Ok(Arc::new(udrv_edu::model::edu())),
-        Some(other) => bail!("no model is called `{other}`: expected model:edu"),
+        Some(_) => Err(Error::BadAddress { given: address.into(), expected: "a model there is: model:edu" }.into()),
         None => Ok(udrv::open(address)?),
     }
 }

@@ -1,7 +1,9 @@
 //! `udrv info ADDR`.
 
+use crate::capability::{Capability, Space, class_name};
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::Value;
 use udrv::pci::Config;
 use udrv_backend::{IrqIndex, RegionIndex};
 
@@ -20,6 +22,7 @@ struct Info {
     vendor: String,
     device: String,
     class: String,
+    class_name: &'static str,
     command: String,
     reset: bool,
     dma: bool,
@@ -33,6 +36,10 @@ struct Region {
     region: String,
     size: u64,
     flags: String,
+    /// What its BAR register says.
+    bar: Option<String>,
+    /// Offset and size of each part that can be mapped.
+    mappable: Vec<(u64, u64)>,
 }
 
 #[derive(Serialize)]
@@ -42,34 +49,32 @@ struct Irq {
     flags: String,
 }
 
-#[derive(Serialize)]
-struct Capability {
-    offset: u8,
-    id: u8,
-    name: &'static str,
-}
-
 pub fn run(args: &InfoArgs) -> Result<()> {
     let device = crate::address::open(&args.address)?;
     let config = Config::new(&*device);
     let (vendor, id) = config.id()?;
+    let class = config.class()?;
+    let space = Space::of(&*device)?;
     let mut info = Info {
         address: args.address.clone(),
         vendor: format!("{vendor:04x}"),
         device: format!("{id:04x}"),
-        class: format!("{:06x}", config.class()?),
+        class: format!("{class:06x}"),
+        class_name: class_name(class),
         command: flag_names(&config.command()?),
         reset: device.resettable().is_some(),
         dma: device.dma().is_some(),
         regions: Vec::new(),
         irqs: Vec::new(),
-        capabilities: Vec::new(),
+        capabilities: space.capabilities()?,
     };
     for index in (0..device.info().regions).map(RegionIndex) {
         let region = device.region(index)?;
         if region.size > 0 {
             let flags = flag_names(&region.flags);
-            info.regions.push(Region { region: index.to_string(), size: region.size, flags });
+            let bar = if index.0 < 6 { space.bar(index.0.into())? } else { None };
+            let mappable = region.mappable.iter().map(|area| (area.offset, area.size)).collect();
+            info.regions.push(Region { region: index.to_string(), size: region.size, flags, bar, mappable });
         }
     }
     for index in (0..device.info().irqs).map(IrqIndex) {
@@ -77,10 +82,6 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         if irq.count > 0 {
             info.irqs.push(Irq { irq: index.to_string(), vectors: irq.count, flags: flag_names(&irq.flags) });
         }
-    }
-    for capability in config.capabilities()? {
-        let name = capability.name();
-        info.capabilities.push(Capability { offset: capability.offset, id: capability.id, name });
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&info)?);
@@ -97,17 +98,28 @@ fn flag_names<F: bitflags::Flags>(flags: &F) -> String {
 }
 
 fn print(info: &Info) {
-    println!("{}  {}:{}  class {}", info.address, info.vendor, info.device, info.class);
+    println!("{}  {}:{}  class {} ({})", info.address, info.vendor, info.device, info.class, info.class_name);
     println!("  command       {}", info.command);
     println!("  reset         {}", if info.reset { "yes" } else { "none: the device keeps its state between drivers" });
     println!("  DMA           {}", if info.dma { "yes" } else { "no" });
     for region in &info.regions {
-        println!("  region {:<6} {:>#10x} bytes  {}", region.region, region.size, region.flags);
+        let bar = region.bar.as_deref().map(|bar| format!("  {bar}")).unwrap_or_default();
+        println!("  region {:<6} {:>#10x} bytes  {}{bar}", region.region, region.size, region.flags);
+        for (offset, size) in &region.mappable {
+            println!("    mappable    {size:>#10x} bytes at {offset:#x}");
+        }
     }
     for irq in &info.irqs {
         println!("  irq {:<9} {:>4} vector(s)  {}", irq.irq, irq.vectors, irq.flags);
     }
     for capability in &info.capabilities {
-        println!("  capability    {:#04x} at {:#04x}  {}", capability.id, capability.offset, capability.name);
+        let text = |value: &Value| match value {
+            Value::String(text) => text.clone(),
+            Value::Bool(flag) => if *flag { "yes" } else { "no" }.into(),
+            other => other.to_string(),
+        };
+        let fields: Vec<_> = capability.fields.iter().map(|(name, value)| format!("{name} {}", text(value))).collect();
+        let Capability { offset, id, name, .. } = capability;
+        println!("  capability    {id:#04x} at {offset:#05x}  {name}  {}", fields.join(", "));
     }
 }

@@ -1,8 +1,10 @@
 //! `udrv`: run guest drivers and look at devices.
 
 mod address;
+mod capability;
 mod info;
 mod run;
+mod stop;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,20 +32,40 @@ enum Command {
     Info(info::InfoArgs),
 }
 
+/// Something with the device or its driver is wrong.
+const FAILED: u8 = 1;
+/// The command line is wrong (as clap has it).
+const USAGE: u8 = 2;
+
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
-    let outcome = match Cli::parse().command {
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => return usage(&error.to_string()),
+    };
+    let outcome = match command {
         Command::Run(args) => run::run(args),
         Command::Info(args) => info::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("udrv: {error:#}");
-            ExitCode::FAILURE
+            // Not with `#`: our errors say in their own text what caused them.
+            eprintln!("udrv: {error}");
+            let wrong_address = matches!(error.downcast_ref(), Some(udrv_backend::Error::BadAddress { .. }));
+            ExitCode::from(if wrong_address { USAGE } else { FAILED })
         }
     }
+}
+
+/// clap's error in one line: its first paragraph.
+fn usage(error: &str) -> ExitCode {
+    let what = error.split("\n\n").next().unwrap_or(error).trim_start_matches("error: ");
+    let words: Vec<_> = what.split_whitespace().collect();
+    eprintln!("udrv: {}; see udrv --help", words.join(" "));
+    ExitCode::from(USAGE)
 }

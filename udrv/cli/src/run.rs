@@ -1,9 +1,9 @@
 //! `udrv run edu`.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
-use udrv::host::{Ended, Host};
+use udrv::host::{Ended, Host, Report, Stop};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
 use udrv_edu::driver::{Finding, Tour, TourConfig};
@@ -57,13 +57,18 @@ enum Vector {
 
 pub fn run(args: RunArgs) -> Result<()> {
     let DriverArgs::Edu(edu) = args.driver;
+    let stop = Stop::default();
+    crate::stop::on_signal(stop.clone())?;
     for _ in 0..edu.rounds.max(1) {
-        tour(&edu)?;
+        tour(&edu, &stop)?;
+        if stop.is_requested() {
+            break;
+        }
     }
     Ok(())
 }
 
-fn tour(args: &EduArgs) -> Result<()> {
+fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     let device = crate::address::open(&args.device)?;
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
@@ -75,14 +80,15 @@ fn tour(args: &EduArgs) -> Result<()> {
     });
     let paint = Paint::for_stdout();
     let tell = Box::new(move |finding| println!("{}", describe(&finding, paint)));
-    let mut host = Host::new();
+    let mut host = Host::stopped_by(stop.clone());
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
-    for (address, ended) in host.join() {
+    for Report { device, ended, quiesced } in host.join() {
         match ended {
             Ended::Returned => {}
-            Ended::Failed(error) => bail!("the edu driver of {address} failed: {error}"),
-            Ended::Panicked(message) => bail!("the edu driver of {address} panicked: {message}"),
+            Ended::Failed(error) => bail!("the edu driver of {device} failed: {error}"),
+            Ended::Panicked(message) => bail!("the edu driver of {device} panicked: {message}"),
         }
+        quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
     }
     Ok(())
 }
@@ -115,7 +121,7 @@ fn describe(finding: &Finding, paint: Paint) -> String {
         ),
         Finding::Factorial { n, value } => format!("{}  {n}! = {value}, by interrupt", paint.good("factorial")),
         Finding::Dma { bytes } => {
-            format!("{}  {bytes} bytes to the device and back, equal", paint.good("DMA      "))
+            format!("{}  {bytes} bytes into the device, {bytes} bytes out of it, equal", paint.good("DMA      "))
         }
         Finding::Section { during, after } => {
             let held = if *during { paint.bad("ran the handler inside it") } else { "held its interrupt back".into() };

@@ -89,15 +89,12 @@ fn check(sysfs: &Sysfs, pci: &PciDevice) -> Result<u32> {
     if name.trim() == "vfio-noiommu" {
         return Err(no_iommu());
     }
-    match pci.driver.as_deref() {
-        Some(driver) if driver.ends_with("vfio-pci") => {}
-        other => {
-            let why = match other {
-                Some(driver) => format!("it is bound to the driver {driver}, not to vfio-pci"),
-                None => "it is not bound to vfio-pci".into(),
-            };
-            return Err(unavailable(bdf, why, &format!("bind it first: stub-driver bind {bdf}")));
-        }
+    if !pci.is_on_vfio() {
+        let why = match &pci.driver {
+            Some(driver) => format!("it is bound to the driver {driver}, not to vfio-pci"),
+            None => "it is not bound to vfio-pci".into(),
+        };
+        return Err(unavailable(bdf, why, &format!("bind it first: stub-driver bind {bdf}")));
     }
     let siblings = sysfs.siblings_in_the_way(pci)?;
     if siblings.is_empty() {
@@ -105,11 +102,10 @@ fn check(sysfs: &Sysfs, pci: &PciDevice) -> Result<u32> {
     }
     let name = |sibling: &PciDevice| format!("{} ({})", sibling.bdf, sibling.driver.as_deref().unwrap_or("no driver"));
     let names: Vec<String> = siblings.iter().map(name).collect();
-    let binds: Vec<String> = siblings.iter().map(|sibling| format!("stub-driver bind {}", sibling.bdf)).collect();
     Err(unavailable(
         bdf,
         format!("its IOMMU group {group} is not viable: kernel drivers hold {}", names.join(", ")),
-        &format!("bind those too: {}", binds.join(" && ")),
+        "unbind those too: echo BDF > /sys/bus/pci/drivers/DRIVER/unbind as root, for each",
     ))
 }
 

@@ -17,13 +17,14 @@ use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RES
 
 /// One PCI device, opened through its VFIO group.
 ///
-/// Threads may access registers at the same time; each access is one system call. An access of 64 bits is one transfer on the
-/// bus where the kernel can do that, and two of 32 bits, low half first, in older kernels (6.1 is one): map the region
-/// ([`MapRegion`]) where that matters.
+/// Threads may access registers at the same time; each access is one system call. An access of 64 bits is one transfer on
+/// the bus where the kernel can do that, and two of 32 bits, low half first, in older kernels (6.1 is one): map the
+/// region ([`MapRegion`]) where that matters.
 ///
 /// A trigger may be an eventfd, which the kernel signals itself, or a socket or a pipe, which a thread of the backend
 /// writes to. One of INTx, MSI and MSI-X can be armed at a time. Arming a vector beyond those that the kernel has
-/// enabled (32 are at first) may signal the vectors armed before once more than the device did; none is lost.
+/// enabled (32 are at first), and arming INTx while its line is asserted, may signal what is armed once more than the
+/// device did; none is lost.
 pub struct VfioBackend {
     info: DeviceInfo,
     /// Each with where it begins in the device's descriptor.

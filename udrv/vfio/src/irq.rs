@@ -31,8 +31,6 @@ struct Index {
     armed: Vec<Option<Line>>,
     /// How many vectors the kernel has enabled; 0 if the index is down.
     enabled: u32,
-    /// By [`Irqs::mask`]; the kernel's own masking before a signal is not seen here.
-    masked: bool,
 }
 
 /// One vector's trigger, as the kernel is given it.
@@ -62,7 +60,7 @@ impl Irqs {
             let flags = IrqFlags::from_bits_truncate(info.flags);
             let info = IrqInfo { index: IrqIndex(number), count: info.count, flags };
             let armed = std::iter::repeat_with(|| None).take(info.count as usize).collect();
-            Ok(Index { info, armed, enabled: 0, masked: false })
+            Ok(Index { info, armed, enabled: 0 })
         };
         Ok(Self { indices: (0..count).map(index).collect::<Result<_>>()?, relay: None })
     }
@@ -138,11 +136,7 @@ impl Irqs {
 
     /// After a reset, in which the kernel may have taken triggers down: arms every vector anew, unmasked.
     pub(crate) fn rearm_all(&mut self, device: Device<'_>) -> Result<()> {
-        let rearm = |index: &mut Index| {
-            index.masked = false;
-            index.rearm(device)
-        };
-        self.indices.iter_mut().map(rearm).fold(Ok(()), Result::and)
+        self.indices.iter_mut().map(|index| index.rearm(device)).fold(Ok(()), Result::and)
     }
 
     /// As [`udrv_backend::Backend::mask_irq`] and [`udrv_backend::Backend::unmask_irq`].
@@ -151,12 +145,8 @@ impl Irqs {
         if !at.info.flags.contains(IrqFlags::MASKABLE) {
             return Err(Error::NotSupported { what: "masking a message-signalled vector", by: "kernel VFIO".into() });
         }
-        // What has no trigger has no mask.
-        if at.enabled > 0 {
-            at.tell_mask(device, masked)?;
-            at.masked = masked;
-        }
-        Ok(())
+        // The mask is the trigger's: without one there is none.
+        if at.enabled > 0 { at.tell_mask(device, masked) } else { Ok(()) }
     }
 
     /// As [`udrv_backend::Backend::fire_irq`].
@@ -200,7 +190,6 @@ impl Index {
     fn apply(&mut self, device: Device<'_>, start: u32, count: u32) -> Result<()> {
         let needed = self.needed();
         if needed == 0 {
-            self.masked = false;
             return self.take_down(device);
         }
         if self.enabled == 0 {
@@ -238,9 +227,7 @@ impl Index {
 
     /// Enables at least `needed` vectors of an index that is down.
     fn bring_up(&mut self, device: Device<'_>, needed: u32) -> Result<()> {
-        // Doubled each time: a range may come in parts, from the stub's client for one.
-        let ahead = needed.checked_next_power_of_two().unwrap_or(needed).max(AT_ONCE);
-        let at_once = if self.no_resize() { ahead.min(self.info.count) } else { needed };
+        let at_once = if self.no_resize() { needed.max(AT_ONCE).min(self.info.count) } else { needed };
         let vectors = match self.arm(device, 0, at_once) {
             Ok(()) => at_once,
             Err(_) if at_once > needed => {
@@ -250,13 +237,12 @@ impl Index {
             Err(error) => return Err(error),
         };
         self.enabled = vectors;
+        // Not every interrupt controller reports a line that was asserted before it was enabled (QEMU's with interrupt
+        // remapping does not). Unmasking what is masked makes the kernel look at the device, and signal. One that was
+        // signalled may be signalled once more, which a handler of level interrupts must bear.
         if self.info.flags.contains(IrqFlags::AUTOMASKED) {
-            // A line that was asserted before it had a handler is lost in some interrupt controllers (QEMU's IOAPIC): the
-            // kernel takes its entry for an edge while it is down. Unmasking makes the kernel look at the line itself.
             self.tell_mask(device, true)?;
-            if !self.masked {
-                self.tell_mask(device, false)?;
-            }
+            self.tell_mask(device, false)?;
         }
         Ok(())
     }
@@ -279,7 +265,6 @@ impl Index {
     fn disarm(&mut self, device: Device<'_>) -> Result<()> {
         self.take_down(device)?;
         self.armed.fill_with(|| None);
-        self.masked = false;
         Ok(())
     }
 

@@ -225,7 +225,7 @@ mod tests {
             full.write(1);
         }
         drop((ours, read));
-        // Closed: no SIGPIPE either.
+        // And one that is closed is nobody's error.
         full.write(1);
     }
 

@@ -25,6 +25,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("relay", irq::message_reaches_socket_and_pipe),
     ("request", irq::removal_is_requested),
     ("nvme-msix", irq::msix_holes_growth_and_reset),
+    ("e1000e-reset", irq::reset_unmasks_intx),
     ("dma", dma::bookkeeping),
     ("memlock", dma::memlock),
     ("fault", dma::fault),

@@ -1,0 +1,177 @@
+//! Whatever the command line is given: one line on stderr that names the thing, a non-zero exit, and an end in time.
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+fn udrv(arguments: &[&str]) -> Output {
+    let started = udrv_backend::clock::now();
+    let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(arguments).output().expect("udrv starts");
+    assert!(started.elapsed() < Duration::from_secs(30), "{arguments:?} took {:?}", started.elapsed());
+    output
+}
+
+/// The one line of an error, which must contain each of `words`.
+#[track_caller]
+fn assert_refused(arguments: &[&str], code: i32, words: &[&str]) {
+    let output = udrv(arguments);
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(said.starts_with("udrv: ") && said.ends_with('\n') && said.lines().count() == 1, "not one line: {said:?}");
+    for word in words {
+        assert!(said.contains(word), "no `{word}` in: {said}");
+    }
+    assert_eq!(output.stdout, b"", "an error is no output");
+}
+
+/// A path of its own for each test.
+fn path(name: &str) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("udrv-bad-input-{}-{name}", std::process::id()));
+    let _left = std::fs::remove_file(&path);
+    path
+}
+
+fn unix(path: &std::path::Path) -> String {
+    format!("unix:{}", path.display())
+}
+
+#[test]
+fn unknown_scheme_is_a_usage_error() {
+    assert_refused(&["info", "nvme0"], 2, &["`nvme0`", "expected", "pci:"]);
+    assert_refused(&["run", "edu", "--device", "isa:1"], 2, &["`isa:1`", "expected"]);
+    assert_refused(&["info", ""], 2, &["expected"]);
+}
+
+#[test]
+fn unknown_model_is_a_usage_error() {
+    assert_refused(&["info", "model:edv"], 2, &["`model:edv`", "model:edu"]);
+}
+
+#[test]
+fn malformed_pci_address_is_a_usage_error() {
+    for bad in ["pci:", "pci:0000:03:00", "pci:0000:03:20.0", "pci:zz:00.0", "pci:0000:03:00.0 "] {
+        assert_refused(&["info", bad], 2, &["expected", "0000:03:00.0"]);
+    }
+}
+
+#[test]
+fn pci_device_that_is_not_there_is_an_error() {
+    assert_refused(&["info", "pci:fffe:ff:1f.7"], 1, &["fffe:ff:1f.7"]);
+}
+
+#[test]
+fn argument_that_is_unknown_is_a_usage_error_in_one_line() {
+    assert_refused(&["info"], 2, &["ADDRESS", "--help"]);
+    assert_refused(&["run", "edu", "--device", "model:edu", "--irq", "poll"], 2, &["poll", "thread", "signal"]);
+    assert_refused(&["frobnicate"], 2, &["frobnicate"]);
+}
+
+#[test]
+fn socket_that_is_missing_is_an_error() {
+    let path = path("missing");
+    assert_refused(&["info", &unix(&path)], 1, &["missing", "no such socket", "stub-driver serve"]);
+}
+
+#[test]
+fn file_instead_of_a_socket_is_an_error_and_left_alone() {
+    let path = path("file");
+    std::fs::write(&path, "contents").expect("written");
+    assert_refused(&["info", &unix(&path)], 1, &["file", "expected a socket"]);
+    assert_eq!(std::fs::read(&path).expect("still there"), b"contents");
+    std::fs::remove_file(&path).expect("removed");
+}
+
+#[test]
+fn directory_instead_of_a_socket_is_an_error() {
+    assert_refused(&["info", &unix(&std::env::temp_dir())], 1, &["expected a socket", "directory"]);
+}
+
+#[test]
+fn path_that_is_too_long_is_an_error() {
+    assert_refused(&["info", &format!("unix:/{}", "x".repeat(300))], 1, &["unix:/xxx"]);
+}
+
+#[test]
+fn socket_without_a_server_is_an_error() {
+    let path = path("abandoned");
+    drop(UnixListener::bind(&path).expect("a socket"));
+    assert_refused(&["info", &unix(&path)], 1, &["abandoned", "no server"]);
+    std::fs::remove_file(&path).expect("removed");
+}
+
+#[test]
+fn socket_of_somebody_else_is_an_error() {
+    // Root may open everything, so the command is run as nobody, from a place that nobody may read.
+    let folder = path("for-nobody");
+    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).expect("readable");
+    let socket = folder.join("private.sock");
+    let _listener = UnixListener::bind(&socket).expect("a socket");
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600)).expect("private");
+    let mut command = if nix::unistd::geteuid().is_root() {
+        let copy = folder.join("udrv");
+        std::fs::copy(env!("CARGO_BIN_EXE_udrv"), &copy).expect("a copy");
+        let mut command = Command::new(copy);
+        use std::os::unix::process::CommandExt as _;
+        command.uid(65534).gid(65534);
+        command
+    } else {
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o000)).expect("closed to its owner too");
+        Command::new(env!("CARGO_BIN_EXE_udrv"))
+    };
+    let output = command.args(["info", &unix(&socket)]).output().expect("udrv starts");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    let said = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(said.contains("private.sock") && said.contains("--owner"), "{said}");
+}
+
+#[test]
+fn peer_that_speaks_nonsense_is_an_error() {
+    let path = path("nonsense");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("a client");
+        let _gone = stream.write_all(b"220 mail.example.org ESMTP ready\r\n");
+        let _end = std::io::copy(&mut stream, &mut std::io::sink());
+    });
+    assert_refused(&["info", &unix(&path)], 1, &["nonsense", "expected"]);
+    server.join().expect("the server ends");
+    std::fs::remove_file(&path).expect("removed");
+}
+
+#[test]
+fn peer_that_says_nothing_is_an_error_in_time() {
+    let path = path("silent");
+    let listener = UnixListener::bind(&path).expect("a socket");
+    assert_refused(&["run", "edu", "--device", &unix(&path)], 1, &["silent", "VERSION", "within 5s"]);
+    drop(listener);
+    std::fs::remove_file(&path).expect("removed");
+}
+
+#[test]
+fn device_that_another_driver_has_is_an_error_and_stays_with_it() {
+    use stub_driver::serve::{DeviceServer, Export};
+    let path = path("busy");
+    let model = std::sync::Arc::new(udrv_edu::model::edu());
+    let server = DeviceServer::start(Export::shared("busy", model), &path).expect("a server");
+    let first = udrv::open(&unix(&path)).expect("the first driver");
+    assert_refused(&["run", "edu", "--device", &unix(&path)], 1, &["busy"]);
+    assert_eq!(udrv_backend::pci::Config::new(&*first).id().expect("still ours"), (0x1234, 0x11e8));
+    drop(first);
+    drop(server);
+}
+
+#[test]
+fn help_and_good_input_succeed() {
+    let help = udrv(&["--help"]);
+    assert!(help.status.success() && String::from_utf8_lossy(&help.stdout).contains("udrv run edu --device model:edu"));
+    let info = udrv(&["info", "model:edu"]);
+    assert!(info.status.success() && String::from_utf8_lossy(&info.stdout).contains("1234:11e8"));
+    let json = udrv(&["info", "model:edu", "--json"]);
+    assert!(json.status.success() && String::from_utf8_lossy(&json.stdout).contains("\"64-bit\": true"));
+}

@@ -1,0 +1,231 @@
+//! Where buffers come from.
+
+use super::buffer::{Block, Buffer, Coherent, Direction};
+use super::memory::{HUGE, Memory};
+use super::ranges::Ranges;
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use udrv_backend::{AnyBackend, DmaAccess, DmaLimits, DmaMap, Error, Result};
+
+/// Memory for one device's DMA. Cheap to clone; clones are the same pool.
+#[derive(Clone)]
+pub struct Pool {
+    inner: Arc<Inner>,
+}
+
+pub(super) struct Inner {
+    backend: AnyBackend,
+    /// Ordinary pages, for whatever is not in huge pages of its own.
+    memory: Arc<Memory>,
+    size: u64,
+    limits: DmaLimits,
+    used: Mutex<Used>,
+}
+
+struct Used {
+    pages: Ranges,
+    iovas: Ranges,
+    bytes: u64,
+    mappings: u32,
+    leaks: Vec<Leak>,
+}
+
+/// Memory that was dropped while the device owned it. It stays mapped until the device is closed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leak {
+    /// Where the device finds it.
+    pub iova: u64,
+    /// Its length in bytes, in whole pages.
+    pub size: u64,
+}
+
+impl Pool {
+    /// A pool of `size` bytes (rounded up to pages) for a device that can emit addresses of `address_bits` bits.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] if the device has no DMA; [`Error::DmaRange`], [`Error::Os`].
+    pub fn new(backend: AnyBackend, size: usize, address_bits: u32) -> Result<Self> {
+        let Some(dma) = backend.dma() else {
+            return Err(Error::NotSupported { what: "DMA", by: backend.info().address.clone() });
+        };
+        let limits = DmaLimits { page_size: dma.limits().page_size.max(4096), ..dma.limits() };
+        let refused = |why| Error::DmaRange { iova: 0, size: size as u64, why };
+        if !limits.page_size.is_power_of_two() {
+            return Err(refused("the page size is no power of two"));
+        }
+        let overflows = || refused("a pool of that size overflows the address space");
+        let bytes = (size.max(1) as u64).checked_next_multiple_of(limits.page_size).ok_or_else(overflows)?;
+        let memory = Arc::new(Memory::new(usize::try_from(bytes).map_err(|_| overflows())?)?);
+        let mut pages = Ranges::default();
+        pages.free(0..=bytes - 1);
+        let iovas = reachable(&limits, address_bits);
+        let used = Mutex::new(Used { pages, iovas, bytes: 0, mappings: 0, leaks: Vec::new() });
+        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used }) })
+    }
+
+    /// A zeroed buffer of `length` bytes, mapped for the device, contiguous on the bus.
+    ///
+    /// # Errors
+    /// [`Error::DmaRange`] if the pool or the reachable bus addresses are used up; what the backend says otherwise.
+    pub fn alloc<D: Direction>(&self, length: usize) -> Result<Buffer<D>> {
+        self.alloc_aligned(length, 1)
+    }
+
+    /// As [`Pool::alloc`], at a bus address that is a multiple of `align` bytes, a power of two. Every buffer is aligned
+    /// to the page size in any case.
+    ///
+    /// # Errors
+    /// As [`Pool::alloc`].
+    pub fn alloc_aligned<D: Direction>(&self, length: usize, align: u64) -> Result<Buffer<D>> {
+        Ok(Buffer::new(self.inner.alloc(length, align, D::ACCESS)?))
+    }
+
+    /// Zeroed memory that driver and device use at the same time, such as a ring of descriptors.
+    ///
+    /// # Errors
+    /// As [`Pool::alloc`].
+    pub fn alloc_coherent(&self, length: usize) -> Result<Coherent> {
+        Ok(Coherent::new(self.inner.alloc(length, 1, DmaAccess::READ | DmaAccess::WRITE)?))
+    }
+
+    /// Buffers that were dropped while the device owned them.
+    #[must_use]
+    pub fn leaks(&self) -> Vec<Leak> {
+        self.inner.used().leaks.clone()
+    }
+}
+
+/// The bus addresses that the backend can map and the device can emit.
+fn reachable(limits: &DmaLimits, address_bits: u32) -> Ranges {
+    let page = limits.page_size;
+    let mask = 1u64.checked_shl(address_bits).map_or(u64::MAX, |end| end - 1);
+    let mut free = Ranges::default();
+    for range in &limits.iova_ranges {
+        // Bus address 0 is legal, but many devices take it for "none".
+        let Some(first) = (*range.start()).max(page).checked_next_multiple_of(page) else { continue };
+        let last = (*range.end()).min(mask);
+        if first <= last {
+            free.free(first..=last);
+        }
+    }
+    free
+}
+
+impl Inner {
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alloc(self: &Arc<Self>, length: usize, align: u64, access: DmaAccess) -> Result<Block> {
+        let page = self.limits.page_size;
+        let refused = |why| Error::DmaRange { iova: 0, size: length as u64, why };
+        if !align.is_power_of_two() {
+            return Err(refused("its alignment is no power of two"));
+        }
+        // Large buffers are tried in huge pages of their own: an IOMMU has them in one entry of its TLB.
+        let huge = length >= HUGE && page <= HUGE as u64;
+        let unit = if huge { HUGE as u64 } else { page };
+        let size = (length.max(1) as u64).checked_next_multiple_of(unit).ok_or_else(|| refused("it overflows"))?;
+        let mut used = self.used();
+        if used.bytes.checked_add(size).is_none_or(|sum| sum > self.size) && !huge {
+            return Err(refused("the pool has no such room: make it larger"));
+        }
+        if used.mappings >= self.limits.max_mappings {
+            return Err(refused("the device takes no more mappings: use fewer, larger buffers"));
+        }
+        let own = if huge { Memory::huge(size as usize) } else { None };
+        let is_huge = own.is_some();
+        let size = if is_huge { size } else { (length.max(1) as u64).next_multiple_of(page) };
+        let (memory, offset) = match own {
+            Some(memory) => (Arc::new(memory), 0),
+            None => {
+                let no_room = || refused("the pool has no such room: make it larger");
+                (Arc::clone(&self.memory), used.pages.take(size, page).ok_or_else(no_room)?)
+            }
+        };
+        let align = if is_huge { align.max(HUGE as u64) } else { align.max(page) };
+        // Before the device can see what the last owner left.
+        let mapped = memory
+            .zero(offset as usize, size as usize)
+            .and_then(|()| self.map(&mut used, &memory, (offset, size), align, access));
+        match mapped {
+            Ok(iova) => {
+                used.bytes += size;
+                used.mappings += 1;
+                drop(used);
+                let (pool, offset) = (Arc::clone(self), offset as usize);
+                Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false })
+            }
+            Err(error) => {
+                if !is_huge {
+                    used.pages.free(offset..=offset + size - 1);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Finds a bus address and maps it. Another pool of the same device may have mapped there: then further on.
+    fn map(
+        &self,
+        used: &mut Used,
+        memory: &Memory,
+        (offset, size): (u64, u64),
+        align: u64,
+        access: DmaAccess,
+    ) -> Result<u64> {
+        let none = || Error::DmaRange { iova: 0, size, why: "no free bus address in reach of the device" };
+        let gone = || Error::DmaRange { iova: 0, size, why: "the device has lost its DMA" };
+        let dma = self.backend.dma().ok_or_else(gone)?;
+        let mut step = size;
+        loop {
+            let iova = used.iovas.take(step, align).ok_or_else(none)?;
+            match dma.map(&DmaMap { iova, size, access, file: memory.as_fd(), offset }) {
+                Ok(()) => {
+                    if step > size {
+                        used.iovas.free(iova + size..=iova + step - 1);
+                    }
+                    return Ok(iova);
+                }
+                // What was taken stays taken: it is somebody else's. The steps grow, so that a large one is passed soon.
+                Err(Error::DmaOverlap { .. }) => step = step.checked_mul(2).ok_or_else(none)?,
+                Err(error) => {
+                    used.iovas.free(iova..=iova + step - 1);
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Takes a block back from the device, or notes that it cannot be.
+    pub(super) fn release(&self, block: &Block) {
+        let unmapped = self.backend.dma().map_or(Ok(()), |dma| dma.unmap(block.iova, block.size));
+        let mut used = self.used();
+        match unmapped {
+            Ok(()) => {
+                used.iovas.free(block.iova..=block.iova + (block.size - 1));
+                if !block.is_huge {
+                    used.pages.free(block.offset as u64..=block.offset as u64 + (block.size - 1));
+                }
+                used.bytes -= block.size;
+                used.mappings -= 1;
+            }
+            // The pages stay reserved: the device may still reach them.
+            Err(error) => tracing::warn!(%error, iova = block.iova, "a DMA buffer could not be unmapped"),
+        }
+    }
+
+    /// Notes that a block is the device's for good.
+    pub(super) fn leak(&self, block: &Block) {
+        self.used().leaks.push(Leak { iova: block.iova, size: block.size });
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for Leak { iova, size } in &self.used().leaks {
+            let device = &self.backend.info().address;
+            tracing::warn!(device, "DMA memory at {iova:#x} ({size} bytes) was dropped while the device owned it");
+        }
+    }
+}
