@@ -106,9 +106,8 @@ impl Lines {
         }
     }
 
-    /// Takes the counts of a device that has been reset: they start over, and no message is sent.
-    pub(crate) fn reset(&mut self, sent: &[u64]) {
-        self.sent = sent.to_vec();
+    /// After a reset. The counts of messages start over; that is no message, for bus mastering is off.
+    pub(crate) fn reset(&mut self) {
         self.masked = false;
     }
 

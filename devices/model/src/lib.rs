@@ -268,7 +268,7 @@ impl<M: DeviceModel> Reset for ModelBackend<M> {
         model.reset();
         *config = ConfigSpace::new(&self.identity);
         *msix = Structures::new(self.identity.msix);
-        lines.reset(model.messages());
+        lines.reset();
         inner.sync();
         Ok(())
     }

@@ -50,7 +50,7 @@ pub(super) const CHECKS: &[Check] = &[
     },
     Check {
         name: "dma_many_mappings_can_exist_at_once",
-        promise: "DmaLimits::max_mappings may exist at once (tried up to 256)",
+        promise: "DmaLimits::max_mappings may exist at once (tried up to 128)",
         body: many,
     },
     Check {
@@ -290,7 +290,7 @@ fn short_file(subject: &Subject<'_>) -> Step {
 fn many(subject: &Subject<'_>) -> Step {
     let bench = Bench::new(subject)?;
     let limits = bench.dma()?.limits();
-    let count = u64::from(limits.max_mappings).min(256);
+    let count = u64::from(limits.max_mappings).min(128);
     let room = |range: &&std::ops::RangeInclusive<u64>| {
         range.contains(&bench.base) && (range.end() - bench.base) / bench.page > 2 * count
     };

@@ -29,7 +29,7 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 fn concurrent(subject: &Subject<'_>) -> Step {
-    const ROUNDS: u32 = 50;
+    const ROUNDS: u32 = 20;
     let device = subject.opened()?;
     let expected = device.read(RegionIndex::CONFIG, 0, Width::Bits32)?;
     let read = || -> Step {
