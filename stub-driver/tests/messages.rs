@@ -191,6 +191,25 @@ fn dma_map_without_descriptor_is_remembered_and_kept_from_the_device() {
 }
 
 #[test]
+fn dma_map_beyond_the_memory_allowed_is_refused_until_some_is_taken_back() {
+    let folder = support::Folder::new();
+    let device = std::sync::Arc::new(support::Recorder::default());
+    let export = stub_driver::serve::Export::shared("recorder", support::erased(&device)).memory_at_most(8192);
+    let server = stub_driver::serve::DeviceServer::start(export, &folder.join("it.sock")).expect("served");
+    let mut client = Client::connect(server.path());
+    let file = memfd(16384);
+    let mut map = |iova, size| {
+        let map = DmaMap { flags: DmaFlags::READ, offset: 0, iova, size };
+        client.request(&Request::DmaMap(map), &[file.as_fd()])
+    };
+    map(0, 8192).expect("all that is allowed");
+    assert_eq!(map(0x1_0000, 4096), Err(Errno::ENOMEM));
+    client.request(&Request::DmaUnmap(DmaUnmap { all: false, iova: 0, size: 8192 }), &[]).expect("unmapped");
+    let map = DmaMap { flags: DmaFlags::READ, offset: 0, iova: 0x1_0000, size: 4096 };
+    client.request(&Request::DmaMap(map), &[file.as_fd()]).expect("there is room again");
+}
+
+#[test]
 fn dma_unmap_all_takes_back_every_mapping() {
     let (stub, mut client) = start();
     let file = memfd(8192);

@@ -38,6 +38,10 @@ pub struct ServeArgs {
     /// Take a PCI device from its driver only while a client has it.
     #[arg(long, requires = "devices")]
     pub(super) per_lease: bool,
+    /// How much memory a client of a PCI device may have mapped for DMA, which then stays in RAM [default: half of this
+    /// machine's, shared evenly among the PCI devices].
+    #[arg(long, requires = "devices", value_name = "MIB")]
+    pub(super) dma_limit: Option<u64>,
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP.
@@ -56,9 +60,10 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 
     socket::make_folder(&plan.socket_dir)?;
     let most_mappings = mappings_each(plan.devices.len());
+    let dma_limit = memory_each(&plan.devices)?;
     let mut servers = Vec::new();
     for device in &plan.devices {
-        servers.push(start(device, &plan, most_mappings)?);
+        servers.push(start(device, &plan, most_mappings, dma_limit)?);
     }
     let mut control = ControlServer::start(&plan.socket_dir, plan.owner, &servers)?;
     tell("ready");
@@ -75,9 +80,13 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     Ok(())
 }
 
-fn start(device: &Planned, plan: &Plan, most_mappings: u32) -> Result<DeviceServer> {
+fn start(device: &Planned, plan: &Plan, most_mappings: u32, dma_limit: u64) -> Result<DeviceServer> {
     let name = device.address.name();
-    let export = device::export(device)?.mappings_at_most(most_mappings);
+    let mut export = device::export(device)?.mappings_at_most(most_mappings);
+    // A model reads and writes the client's files, and keeps nothing in RAM.
+    if matches!(device.address, DeviceAddress::Pci(_)) {
+        export = export.memory_at_most(device.dma_limit.unwrap_or(dma_limit));
+    }
     // Opened once now, so that what is wrong is said here and not to the first client.
     let what = device::describe(device.address, &*export.open()?.device)?;
     let server = DeviceServer::start(export, &plan.socket_dir.join(format!("{name}.sock")))?;
@@ -109,6 +118,14 @@ fn mappings_each(devices: usize) -> u32 {
         getrlimit(resource).map_or(1024, |(soft, hard)| setrlimit(resource, hard, hard).map_or(soft, |()| hard));
     let each = (limit / 2).checked_div(devices as u64).unwrap_or(0);
     u32::try_from(each).unwrap_or(u32::MAX)
+}
+
+/// How much memory the client of each PCI device may have pinned: root pins without a limit of its own (`CAP_IPC_LOCK`), so
+/// that without one a client could have all of the machine's memory pinned.
+fn memory_each(devices: &[Planned]) -> Result<u64> {
+    let pinning = devices.iter().filter(|device| matches!(device.address, DeviceAddress::Pci(_))).count() as u64;
+    let total = nix::sys::sysinfo::sysinfo().context("asking for the machine's memory")?.ram_total();
+    Ok((total / 2).checked_div(pinning).unwrap_or(u64::MAX))
 }
 
 /// A line on standard output, whose reader may have gone.

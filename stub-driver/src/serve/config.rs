@@ -35,6 +35,8 @@ pub struct DeviceConfig {
     /// Whether to take the device only while a client has it.
     #[serde(default)]
     pub per_lease: bool,
+    /// How much memory a client may have mapped for DMA, MiB.
+    pub dma_limit: Option<u64>,
 }
 
 fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeviceAddress, D::Error> {
@@ -67,6 +69,8 @@ pub(super) struct Planned {
     pub(super) owner: Uid,
     pub(super) mmap: bool,
     pub(super) per_lease: bool,
+    /// How much memory a client may have mapped for DMA, bytes, if that was said.
+    pub(super) dma_limit: Option<u64>,
 }
 
 /// All that `serve` is to do.
@@ -78,7 +82,7 @@ pub(super) struct Plan {
     pub(super) devices: Vec<Planned>,
 }
 
-/// The file's devices, then those of the command line, to which its `--mmap` and `--per-lease` apply. Where both name a
+/// The file's devices, then those of the command line, to which its `--mmap`, `--per-lease` and `--dma-limit` apply. Where both name a
 /// folder or an owner, the command line has the last word.
 pub(super) fn plan(args: &ServeArgs) -> Result<Plan> {
     let file = args.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
@@ -86,11 +90,12 @@ pub(super) fn plan(args: &ServeArgs) -> Result<Plan> {
     let mut devices = Vec::new();
     for device in &file.device {
         let owner = device.owner.as_deref().map_or(Ok(owner), find_user)?;
-        let &DeviceConfig { address, mmap, per_lease, .. } = device;
-        devices.push(Planned { address, owner, mmap, per_lease });
+        let &DeviceConfig { address, mmap, per_lease, dma_limit, .. } = device;
+        devices.push(Planned { address, owner, mmap, per_lease, dma_limit: dma_limit.map(mib) });
     }
-    let &ServeArgs { mmap, per_lease, .. } = args;
-    devices.extend(args.devices.iter().map(|&address| Planned { address, owner, mmap, per_lease }));
+    let &ServeArgs { mmap, per_lease, dma_limit, .. } = args;
+    let dma_limit = dma_limit.map(mib);
+    devices.extend(args.devices.iter().map(|&address| Planned { address, owner, mmap, per_lease, dma_limit }));
     if devices.is_empty() {
         bail!("there is nothing to serve: the file has no [[device]], and no DEVICE was given");
     }
@@ -101,6 +106,11 @@ pub(super) fn plan(args: &ServeArgs) -> Result<Plan> {
     }
     let socket_dir = args.socket_dir.clone().or(file.socket_dir).unwrap_or_else(|| SOCKET_DIR.into());
     Ok(Plan { socket_dir, owner, devices })
+}
+
+/// In bytes.
+const fn mib(number: u64) -> u64 {
+    number.saturating_mul(1 << 20)
 }
 
 /// A user by name or number.

@@ -19,13 +19,20 @@ struct Mapping {
 #[derive(Debug)]
 pub(super) struct Mappings {
     most: u32,
+    most_bytes: u64,
     by_iova: BTreeMap<u64, Mapping>,
 }
 
 impl Mappings {
-    /// At most `most` of them at a time.
-    pub(super) const fn new(most: u32) -> Self {
-        Self { most, by_iova: BTreeMap::new() }
+    /// At most `most` of them at a time, of `most_bytes` together that the device can reach.
+    pub(super) const fn new(most: u32, most_bytes: u64) -> Self {
+        Self { most, most_bytes, by_iova: BTreeMap::new() }
+    }
+
+    /// No more than the device's backend can keep.
+    pub(super) fn limited_to(mut self, most: u32) -> Self {
+        self.most = self.most.min(most);
+        self
     }
 
     /// How many there may be.
@@ -49,6 +56,10 @@ impl Mappings {
         }
         match fds {
             [] => {}
+            [_] if self.bytes().saturating_add(size) > self.most_bytes => {
+                let why = format!("more than {} bytes of DMA memory (serve --dma-limit)", self.most_bytes);
+                return Err(Refusal::new(Errno::ENOMEM, why));
+            }
             [file] => {
                 let dma = device.dma().ok_or_else(|| no_dma(device))?;
                 let access = DmaAccess::from_bits_truncate(flags.bits());

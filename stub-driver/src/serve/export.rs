@@ -1,5 +1,6 @@
 //! What is served: a device, under a name, to a user.
 
+use super::dma::Mappings;
 use nix::unistd::{Uid, geteuid};
 use std::any::Any;
 use udrv_backend::{AnyBackend, Result};
@@ -22,6 +23,7 @@ pub struct Export {
     owner: Uid,
     mmap: bool,
     most_mappings: u32,
+    most_bytes: u64,
     /// The device, if it is there without a lease.
     shared: Option<AnyBackend>,
     open: Box<dyn Fn() -> Result<Opened> + Send + Sync>,
@@ -44,6 +46,7 @@ impl Export {
             owner: geteuid(),
             mmap: false,
             most_mappings: MOST_MAPPINGS,
+            most_bytes: u64::MAX,
             shared: None,
             open: Box::new(open),
         }
@@ -65,6 +68,13 @@ impl Export {
     #[must_use]
     pub fn mappings_at_most(self, most: u32) -> Self {
         Self { most_mappings: most.min(MOST_MAPPINGS), ..self }
+    }
+
+    /// How many bytes of its memory a client may have mapped at a time. Memory that a real device reaches stays in RAM, by
+    /// this process's right and not by the client's.
+    #[must_use]
+    pub fn memory_at_most(self, bytes: u64) -> Self {
+        Self { most_bytes: bytes, ..self }
     }
 
     /// The name in logs, on the control socket, and of its socket.
@@ -89,8 +99,9 @@ impl Export {
         self.shared.as_ref()
     }
 
-    pub(super) const fn most_mappings(&self) -> u32 {
-        self.most_mappings
+    /// A client's memory, with what it may map.
+    pub(super) const fn no_mappings(&self) -> Mappings {
+        Mappings::new(self.most_mappings, self.most_bytes)
     }
 
     pub(super) const fn maps(&self) -> bool {

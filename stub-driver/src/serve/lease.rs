@@ -51,13 +51,13 @@ pub(super) struct Lease {
 impl Lease {
     /// # Errors
     /// What the device gave when asked about itself.
-    pub(super) fn new(opened: Opened, counters: Arc<Counters>, most_mappings: u32) -> Result<Self, Error> {
+    pub(super) fn new(opened: Opened, counters: Arc<Counters>, mappings: Mappings) -> Result<Self, Error> {
         let Opened { device, held } = opened;
         let info = device.info();
         let regions = (0..info.regions).map(|index| device.region(RegionIndex(index))).collect::<Result<_, _>>()?;
         let irqs = (0..info.irqs).map(|index| device.irq(IrqIndex(index))).collect::<Result<_, _>>()?;
-        let most = device.dma().map_or(0, |dma| dma.limits().max_mappings).min(most_mappings);
-        Ok(Self { regions, irqs, mappings: Mappings::new(most), counters, held, device })
+        let mappings = mappings.limited_to(device.dma().map_or(0, |dma| dma.limits().max_mappings));
+        Ok(Self { regions, irqs, mappings, counters, held, device })
     }
 
     /// Ends it, whatever state the client left: interrupts disarmed, bus mastering off, reset if the device can, DMA
