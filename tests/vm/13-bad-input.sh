@@ -43,7 +43,6 @@ refused() {
     echo "$error"
 }
 
-as_nobody="setpriv --reuid 65534 --regid 65534 --clear-groups"
 
 for command in bind release doctor; do
     refused 2 "nvme0*expected a PCI address such as 0000:03:00.0" "$stub" $command nvme0
@@ -52,12 +51,12 @@ done
 refused 1 "0000:77:00.0: there is no such PCI device; *stub-driver list*" "$stub" bind 0000:77:00.0
 refused 1 "0000:77:00.0: there is no such PCI device; *stub-driver list*" "$stub" release 0000:77:00.0
 refused 1 "$edu: it was not taken by stub-driver" "$stub" release "$edu"
-refused 1 "$edu: only root may*sudo stub-driver bind $edu" $as_nobody "$stub" bind "$edu"
+refused 1 "$edu: only root may*sudo stub-driver bind $edu" $AS_NOBODY "$stub" bind "$edu"
 refused 1 "0000:00:00.0: it is a bridge (host bridge)" "$stub" bind 0000:00:00.0
 
 # not root, and it is taken
 "$stub" bind "$edu"
-refused 1 "$edu: only root may*sudo stub-driver release $edu" $as_nobody "$stub" release "$edu"
+refused 1 "$edu: only root may*sudo stub-driver release $edu" $AS_NOBODY "$stub" release "$edu"
 "$stub" release "$edu"
 
 # in use by the host

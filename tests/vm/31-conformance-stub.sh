@@ -6,7 +6,7 @@
 
 # conforms BDF COUNT: every check passes but COUNT that the device gives no occasion for
 conforms() {
-    as_nobody "$UDRV_BIN/conformance" "unix:$SOCKETS/$1.sock" >"/tmp/$1" || failed="$failed $1"
+    $AS_NOBODY "$UDRV_BIN/conformance" "unix:$SOCKETS/$1.sock" >"/tmp/$1" || failed="$failed $1"
     cat "/tmp/$1"
     grep -q " 0 failed; $2 not applicable$" "/tmp/$1" || failed="$failed $1 (expected $2 not applicable)"
 }
