@@ -121,7 +121,7 @@ fn describe(finding: &Finding, paint: Paint) -> String {
         ),
         Finding::Factorial { n, value } => format!("{}  {n}! = {value}, by interrupt", paint.good("factorial")),
         Finding::Dma { bytes } => {
-            format!("{}  {bytes} bytes into the device, {bytes} bytes out of it, equal", paint.good("DMA      "))
+            format!("{}  {bytes} bytes to the device and back, equal", paint.good("DMA      "))
         }
         Finding::Section { during, after } => {
             let held = if *during { paint.bad("ran the handler inside it") } else { "held its interrupt back".into() };
