@@ -60,6 +60,8 @@ struct Parking {
     waiting: u32,
     /// Counts what a waiting thread might wait for.
     progress: u64,
+    /// A thread waits for descriptors, on behalf of all.
+    led: bool,
 }
 
 /// What came of an attempt to become the one who delivers.
@@ -274,6 +276,31 @@ impl Gate {
 
     pub(super) fn progress(&self) -> u64 {
         lock(&self.parking).progress
+    }
+
+    /// Becomes the thread that waits for descriptors. If there is one, sleeps as [`Gate::wait_for_progress`] does, or until
+    /// that one stops, and says no.
+    pub(super) fn lead(&self, me: u32, seen: u64, limit: Option<Duration>) -> bool {
+        let mut parking = lock(&self.parking);
+        if parking.progress != seen {
+            return false;
+        }
+        if !parking.led {
+            parking.led = true;
+            return true;
+        }
+        self.step_away(me);
+        parking.waiting += 1;
+        parking = self.changed.wait(parking, limit);
+        parking.waiting -= 1;
+        false
+    }
+
+    /// Another thread that waits becomes the one.
+    pub(super) fn stop_leading(&self) {
+        let mut parking = lock(&self.parking);
+        parking.led = false;
+        self.tell(&parking);
     }
 
     /// Sleeps until there is progress since `seen`, or for `limit`. Meanwhile no delivery needs the heavy barrier for

@@ -49,8 +49,4 @@ impl Mark {
     pub(super) fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire) & COUNT != 0
     }
-
-    pub(super) fn is_disabled(&self) -> bool {
-        self.0.load(Ordering::Acquire) & !COUNT != 0
-    }
 }

@@ -28,6 +28,14 @@ impl Pending {
         }
     }
 
+    /// Those that are pending now, lowest first; none is taken out.
+    pub(super) fn ranks(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).zip(&*self.words).flat_map(|(index, word)| {
+            let bits = word.load(Ordering::Acquire);
+            (0..64).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| index * 64 + bit)
+        })
+    }
+
     /// Takes the lowest rank out.
     pub(super) fn take(&self) -> Option<u32> {
         loop {

@@ -5,8 +5,8 @@
 #![expect(unsafe_code, reason = "membarrier(2) has no safe wrapper")]
 
 pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-use std::sync::{OnceLock, PoisonError};
 pub(super) use std::sync::{Mutex, MutexGuard};
+use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Changes to the protocol that the model checker must notice; nothing here ever makes them.
