@@ -115,9 +115,10 @@ impl Shared {
     }
 
     pub(super) fn raise(&self, source: &Source, count: u64) {
-        if source.raise(count) {
+        if source.mark.raise(count) {
             self.mark(source.rank());
         }
+        source.count(count);
     }
 
     pub(super) fn mark_bottom_halves(&self) {

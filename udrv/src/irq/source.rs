@@ -139,11 +139,10 @@ impl Source {
         lock(&self.tally).stats
     }
 
-    /// Counts and marks. True if it is to be delivered.
-    pub(super) fn raise(&self, count: u64) -> bool {
+    /// Counts signals. Called once they are marked, so that who sees the count will find the mark.
+    pub(super) fn count(&self, count: u64) {
         let stats = &mut lock(&self.tally).stats;
         stats.raised = stats.raised.saturating_add(count);
-        self.mark.raise(count)
     }
 
     /// It is pending while a section is open, since `since`.
