@@ -262,8 +262,9 @@ fn handled_interrupts_are_no_storm() {
     let runs = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&runs);
     let options = IrqOptions { storm_window: 100, ..IrqOptions::default() };
-    let handler =
-        move |_| if count.fetch_add(1, Ordering::SeqCst) % 50 == 0 { IrqReturn::Handled } else { IrqReturn::None };
+    let handler = move |_| {
+        if count.fetch_add(1, Ordering::SeqCst).is_multiple_of(50) { IrqReturn::Handled } else { IrqReturn::None }
+    };
     let irq = domain.register_with(&device.backend(), IrqIndex::MSI, 0, options, handler).expect("registered");
     (0..1000).for_each(|_| irq.pend());
     assert_eq!((irq.stats().stormed, runs.load(Ordering::SeqCst)), (false, 1000));
