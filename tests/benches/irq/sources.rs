@@ -1,11 +1,11 @@
 //! What many sources cost: time to find one, and memory.
 
 use crate::device::Triggers;
+use crate::section::time;
 use crate::{Goal, Measure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 use udrv::irq::{Delivery, IrqDomain, IrqReturn, Registration};
 use udrv_backend::IrqIndex;
 
@@ -52,11 +52,7 @@ fn find(count: u32) -> Box<dyn FnMut() -> f64> {
     Box::new(move || {
         const TIMES: u32 = 100_000;
         let last = irqs.last().expect("at least one").raiser();
-        let start = Instant::now();
-        for _ in 0..TIMES {
-            domain.off(|_| last.raise());
-        }
-        start.elapsed().as_secs_f64() * 1e9 / f64::from(TIMES)
+        time(TIMES, || domain.off(|_| last.raise()))
     })
 }
 

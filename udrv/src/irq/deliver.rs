@@ -20,9 +20,6 @@ use udrv_backend::{Error, Result};
 const WORDS: usize = 64;
 const BOTTOM_HALVES: u32 = 64 * WORDS as u32 - 1;
 
-/// Threads with a slot of their own; more share one.
-const SLOTS: usize = 64;
-
 /// Handlers that run in a row while somebody waits to open a section.
 const BATCH: u32 = 64;
 
@@ -64,7 +61,7 @@ impl Shared {
             sigio::install()?;
         }
         Ok(Self {
-            gate: Gate::new(barrier, SLOTS, WORDS),
+            gate: Gate::new(barrier, WORDS),
             delivery,
             inlet: Inlet::new(delivery == Delivery::Thread)?,
             halves: Halves::default(),

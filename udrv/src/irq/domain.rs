@@ -2,7 +2,7 @@
 
 use super::bottom_half::BottomHalf;
 use super::deliver::Shared;
-use super::number::me;
+use super::number::{me, me_if_known};
 use super::registration::Registration;
 use super::service::Service;
 use super::source::{Interrupt, Work};
@@ -178,9 +178,18 @@ pub struct SectionGuard<'domain> {
 impl<'domain> SectionGuard<'domain> {
     #[inline(always)]
     pub(super) fn open(shared: &'domain Arc<Shared>) -> Self {
-        let me = me();
-        shared.gate.enter(me);
+        let mut me = me_if_known();
+        if !shared.gate.enter_quickly(me) {
+            me = Self::open_slowly(shared);
+        }
         Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, me }
+    }
+
+    #[cold]
+    fn open_slowly(shared: &Shared) -> u32 {
+        let me = me();
+        shared.gate.enter_slowly(me);
+        me
     }
 }
 

@@ -14,21 +14,24 @@
 //! | domain's thread falls asleep | that it sleeps | what is pending | one of the two sees the other: |
 //! | source is marked | what is pending | whether it sleeps | no wake-up is lost |
 //!
-//! In the first two the section's side is the frequent one, and its barrier is [`Barrier::light`]. The other side pays
-//! with [`Barrier::heavy`], unless every other thread's slot says [`AWAY`]: such a thread fences fully when it next opens
+//! The section's side is the frequent one, and its barrier is [`Barrier::light`]. The other side pays with [`Barrier::heavy`], unless every other thread's slot says [`AWAY`]: such a thread fences fully when it next opens
 //! a section. Threads beyond the number of slots share one that is counted with locked instructions.
 //!
 //! A section that meets a delivery takes its slot back and waits; a delivery that meets a section takes the holder back
 //! and leaves the rest to that section's end. So neither waits for the other while holding it up.
 
 use super::pending::Pending;
-use super::sync::{AtomicU32, Barrier, Condvar, Mutant, Mutex, MutexGuard, Ordering, fence, lock, mutant};
+use super::sync::{AtomicU32, Barrier, Condvar, Mutant, Mutex, MutexGuard, Ordering, SLOTS, fence, lock, mutant};
 use std::time::Duration;
 
 /// A slot: no section open, and the next one begins with a full fence.
 const AWAY: u32 = 0;
-/// A slot: no section open. Above it: as many nested sections as it is larger.
+/// A slot: no section open, in a thread that has used some. Above it, some are open.
 const CLEAR: u32 = 1;
+/// A slot: one section open, and no fence is needed to close it. Without membarrier, one open section is [`FENCED`], and the
+/// slot goes back to [`AWAY`], so that every section takes the slow path and its fences. Nested ones count up from either.
+const OPEN: u32 = 2;
+const FENCED: u32 = 3;
 
 const NOBODY: u32 = 0;
 
@@ -38,7 +41,7 @@ struct Slot(AtomicU32);
 
 pub(super) struct Gate {
     barrier: Barrier,
-    slots: Box<[Slot]>,
+    slots: [Slot; SLOTS],
     /// The thread that delivers, by its number plus one.
     holder: AtomicU32,
     pub(super) pending: Pending,
@@ -76,10 +79,10 @@ pub(super) enum Claim {
 }
 
 impl Gate {
-    pub(super) fn new(barrier: Barrier, slots: usize, words: usize) -> Self {
+    pub(super) fn new(barrier: Barrier, words: usize) -> Self {
         Self {
             barrier,
-            slots: (0..slots).map(|_| Slot(AtomicU32::new(AWAY))).collect(),
+            slots: std::array::from_fn(|_| Slot(AtomicU32::new(AWAY))),
             holder: AtomicU32::new(NOBODY),
             pending: Pending::new(words),
             used: AtomicU32::new(0),
@@ -90,30 +93,34 @@ impl Gate {
         }
     }
 
-    /// Opens a section of thread `me`; waits for a delivery of another thread.
+    /// Opens a section of thread `me`, waiting for a delivery of another thread. False, with nothing done, if that takes
+    /// [`Gate::enter_slowly`]; of a number that is no thread's, too.
     #[inline(always)]
-    pub(super) fn enter(&self, me: u32) {
-        match self.slots.get(me as usize) {
-            Some(Slot(slot)) if slot.load(Ordering::Relaxed) == CLEAR => {
-                slot.store(CLEAR + 1, Ordering::Relaxed);
-                if !mutant(Mutant::NoFenceAtDisable) {
-                    self.barrier.light();
-                }
-                if self.holder.load(Ordering::Acquire) != NOBODY {
-                    self.stand_back(slot, me);
-                }
-            }
-            _ => self.enter_slowly(me),
+    pub(super) fn enter_quickly(&self, me: u32) -> bool {
+        let Some(Slot(slot)) = self.slots.get(me as usize) else { return false };
+        if slot.load(Ordering::Relaxed) != CLEAR {
+            return false;
         }
+        slot.store(OPEN, Ordering::Relaxed);
+        if !mutant(Mutant::NoFenceAtDisable) {
+            Barrier::light();
+        }
+        if self.holder.load(Ordering::Acquire) != NOBODY {
+            self.stand_back(slot, me);
+        }
+        true
     }
 
+    /// As [`Gate::enter_quickly`], in all cases: away, nested, without membarrier, without a slot.
     #[cold]
-    fn enter_slowly(&self, me: u32) {
+    pub(super) fn enter_slowly(&self, me: u32) {
         let Some(Slot(slot)) = self.slots.get(me as usize) else { return self.enter_crowd(me) };
         match slot.load(Ordering::Relaxed) {
-            AWAY => {
-                self.used.fetch_max(me + 1, Ordering::AcqRel);
-                slot.store(CLEAR + 1, Ordering::Relaxed);
+            AWAY | CLEAR => {
+                if self.used.load(Ordering::Relaxed) <= me {
+                    self.used.fetch_max(me + 1, Ordering::AcqRel);
+                }
+                slot.store(self.open(), Ordering::Relaxed);
                 fence(Ordering::SeqCst);
                 self.stand_back(slot, me);
             }
@@ -121,13 +128,18 @@ impl Gate {
         }
     }
 
+    /// What one open section is.
+    fn open(&self) -> u32 {
+        if self.barrier.is_asymmetric() { OPEN } else { FENCED }
+    }
+
     /// The section just opened takes its slot back as long as another thread delivers.
     #[cold]
     fn stand_back(&self, slot: &AtomicU32, me: u32) {
         while self.meets_other(me) {
-            slot.store(CLEAR, Ordering::Release);
+            slot.store(AWAY, Ordering::Release);
             self.wait_to_enter(me);
-            slot.store(CLEAR + 1, Ordering::Relaxed);
+            slot.store(self.open(), Ordering::Relaxed);
             fence(Ordering::SeqCst);
         }
     }
@@ -160,10 +172,10 @@ impl Gate {
     #[inline(always)]
     pub(super) fn leave(&self, me: u32) -> bool {
         match self.slots.get(me as usize) {
-            Some(Slot(slot)) if slot.load(Ordering::Relaxed) == CLEAR + 1 => {
+            Some(Slot(slot)) if slot.load(Ordering::Relaxed) == OPEN => {
                 slot.store(CLEAR, Ordering::Release);
                 if !mutant(Mutant::NoFenceAtEnable) {
-                    self.barrier.light();
+                    Barrier::light();
                 }
                 self.pending.any()
             }
@@ -179,6 +191,13 @@ impl Gate {
             return last && self.pending.any();
         };
         let depth = slot.load(Ordering::Relaxed);
+        if depth == FENCED && !self.barrier.is_asymmetric() {
+            slot.store(AWAY, Ordering::Release);
+            if !mutant(Mutant::NoFenceAtEnable) {
+                fence(Ordering::SeqCst);
+            }
+            return self.pending.any();
+        }
         slot.store(depth.saturating_sub(1).max(CLEAR), Ordering::Release);
         false
     }

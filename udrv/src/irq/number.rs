@@ -30,8 +30,13 @@ thread_local! {
     static RELEASE: Cell<Option<Release>> = const { Cell::new(None) };
 }
 
-/// This thread's number; no other thread that lives has it.
+/// This thread's number, or one that is no thread's if it has none yet: one load.
 #[inline(always)]
+pub(super) fn me_if_known() -> u32 {
+    NUMBER.get()
+}
+
+/// This thread's number; no other thread that lives has it.
 pub(super) fn me() -> u32 {
     let number = NUMBER.get();
     if number == NONE { assign() } else { number }

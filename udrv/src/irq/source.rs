@@ -161,7 +161,10 @@ impl Source {
     }
 
     pub(super) fn add(&self, action: Action) {
-        lock(&self.actions).push(action);
+        let mut actions = lock(&self.actions);
+        // Most lines have one.
+        actions.reserve_exact(1);
+        actions.push(action);
     }
 
     /// Takes one handler out, and says whether it was the last. While the handlers run this is only noted.

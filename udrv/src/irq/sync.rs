@@ -9,6 +9,9 @@ pub(super) use std::sync::{Mutex, MutexGuard};
 use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
+/// Threads with a slot of their own; more share one.
+pub(super) const SLOTS: usize = 64;
+
 /// Changes to the protocol that the model checker must notice; nothing here ever makes them.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Mutant {
@@ -34,7 +37,7 @@ pub(super) enum Barrier {
     /// The rare side makes every running thread of the process execute a full fence (membarrier(2)); the frequent side
     /// only keeps the compiler from reordering.
     Membarrier,
-    /// Both sides fence: for kernels without membarrier, and sandboxes that forbid it.
+    /// Both sides fence ([`Barrier::light`] is not used): for kernels without membarrier, and sandboxes that forbid it.
     Fence,
 }
 
@@ -51,12 +54,15 @@ impl Barrier {
         })
     }
 
+    /// Whether the frequent side does without a fence.
+    pub(super) fn is_asymmetric(self) -> bool {
+        self == Self::Membarrier
+    }
+
+    /// The frequent side's, where that is so.
     #[inline(always)]
-    pub(super) fn light(self) {
-        match self {
-            Self::Membarrier => std::sync::atomic::compiler_fence(Ordering::SeqCst),
-            Self::Fence => fence(Ordering::SeqCst),
-        }
+    pub(super) fn light() {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
     }
 
     #[cold]
