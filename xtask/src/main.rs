@@ -1,5 +1,6 @@
 //! `cargo xtask demo | test | vm`: everything a newcomer or CI runs.
 
+mod bench;
 mod demo;
 mod vm;
 
@@ -20,6 +21,8 @@ enum Task {
     Demo,
     /// Run every check and test, the virtual machine included (what CI runs).
     Test,
+    /// Measure, side by side with peers.
+    Bench(bench::BenchArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
@@ -28,6 +31,7 @@ fn main() -> Result<()> {
     match Cli::parse().task {
         Task::Demo => demo::run(),
         Task::Test => test(),
+        Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm::run(&args),
     }
 }

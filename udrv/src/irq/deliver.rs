@@ -37,14 +37,9 @@ pub(super) struct Shared {
     pub(super) wakers: Mutex<Vec<Waker>>,
     /// The thread that SIGIO goes to.
     pub(super) owner: i32,
-    /// Counts what a section's end must look into besides the marks: SIGIOs, in signal delivery; nothing otherwise.
-    news: &'static AtomicU64,
-    /// How far that was looked into.
+    /// How many SIGIOs were looked into; only in signal delivery.
     seen: AtomicU64,
 }
-
-/// Never counts.
-static NO_NEWS: AtomicU64 = AtomicU64::new(0);
 
 /// What a call of the delivery loop came to.
 #[derive(Debug, Clone, Copy, Default)]
@@ -56,7 +51,6 @@ pub(super) struct Delivered {
 
 impl Shared {
     pub(super) fn new(delivery: Delivery, barrier: Barrier) -> Result<Self> {
-        let news = if delivery == Delivery::Signal { &sigio::SIGNALS } else { &NO_NEWS };
         if delivery == Delivery::Signal {
             sigio::install()?;
         }
@@ -68,8 +62,7 @@ impl Shared {
             sources: Mutex::default(),
             wakers: Mutex::default(),
             owner: sigio::this_thread(),
-            news,
-            seen: AtomicU64::new(news.load(Ordering::Acquire)),
+            seen: AtomicU64::new(sigio::SIGNALS.load(Ordering::Acquire)),
         })
     }
 
@@ -88,9 +81,10 @@ impl Shared {
         }
     }
 
+    /// Whether a SIGIO came that nobody has looked into.
     #[inline(always)]
     fn has_news(&self) -> bool {
-        self.news.load(Ordering::Relaxed) != self.seen.load(Ordering::Relaxed)
+        self.delivery == Delivery::Signal && sigio::SIGNALS.load(Ordering::Relaxed) != self.seen.load(Ordering::Relaxed)
     }
 
     #[cold]
@@ -140,7 +134,7 @@ impl Shared {
         if self.delivery == Delivery::Thread {
             return;
         }
-        self.seen.store(self.news.load(Ordering::Acquire), Ordering::Relaxed);
+        self.seen.store(sigio::SIGNALS.load(Ordering::Acquire), Ordering::Relaxed);
         let marked = |source: &Arc<Source>, count| self.raise(source, count);
         if let Err(error) = self.inlet.collect(marked) {
             tracing::error!(%error, "interrupts cannot be looked for");
