@@ -29,7 +29,7 @@ struct Seen {
 
 impl Seen {
     fn new() -> Arc<Self> {
-        Arc::new(Self { at: AtomicU64::new(0), stop: AtomicBool::new(false), start: Instant::now() })
+        Arc::new(Self { at: AtomicU64::new(0), stop: AtomicBool::new(false), start: udrv_backend::clock::now() })
     }
 
     fn now(&self) -> u64 {
@@ -44,8 +44,8 @@ impl Seen {
     fn sample(&self, samples: usize, settle: Duration, mut raise: impl FnMut()) -> Vec<u64> {
         let mut latencies: Vec<u64> = (0..samples)
             .map(|_| {
-                let settled = Instant::now() + settle;
-                while Instant::now() < settled {
+                let settled = udrv_backend::clock::now() + settle;
+                while udrv_backend::clock::now() < settled {
                     std::hint::spin_loop();
                 }
                 self.at.store(0, Ordering::Release);
