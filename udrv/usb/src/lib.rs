@@ -17,6 +17,7 @@
 mod backend;
 pub mod descriptor;
 mod device;
+pub mod host;
 mod queue;
 mod reactor;
 pub mod software;

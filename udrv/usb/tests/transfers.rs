@@ -6,7 +6,6 @@ use std::time::Duration;
 use udrv_usb::software::{Handshake, Identity, Model, Reply, Software};
 use udrv_usb::{
     Completion, CompletionQueue, Device, EndpointAddress, Error, LINE, Setup, Speed, Status, Transfer, TransferFlags,
-    UsbBackend,
 };
 
 const OUT: EndpointAddress = EndpointAddress(0x01);

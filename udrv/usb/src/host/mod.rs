@@ -1,0 +1,145 @@
+//! Devices on this machine's buses, through libusb and the kernel's usbfs.
+//!
+//! rusb finds, opens, claims and attaches; transfers go through libusb's asynchronous interface (`transfer.rs`, the only
+//! unsafe part). libusb's descriptors are in the loop of this process's USB thread, and what it completes is told after
+//! it has returned, when none of its locks is held: so a completion or a hotplug event may open, close and submit.
+
+mod address;
+mod device;
+mod hotplug;
+mod list;
+mod sysfs;
+mod transfer;
+
+pub use address::UsbAddress;
+pub use hotplug::{Hotplug, HotplugEvent};
+pub use list::{Listed, ListedInterface};
+
+use crate::reactor::{Reactor, Source};
+use crate::{Device, Error, Result};
+use rusb::UsbContext as _;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// This machine's USB. Cheap to clone.
+#[derive(Clone)]
+pub struct Host {
+    bus: Arc<Bus>,
+}
+
+/// One libusb context, in the loop.
+struct Bus {
+    context: rusb::Context,
+    reactor: Reactor,
+    finished: transfer::Finished,
+    hotplug: Arc<hotplug::Events>,
+    /// What libusb calls for as long as this lives, and no longer: nobody handles its events when it goes.
+    callbacks: Mutex<Option<(transfer::Notifiers, Option<rusb::Registration<rusb::Context>>)>>,
+}
+
+impl Host {
+    /// # Errors
+    /// [`Error::Os`] if libusb or the loop cannot be started.
+    pub fn new() -> Result<Self> {
+        let context = rusb::Context::new().map_err(|error| failed("starting libusb", error))?;
+        Self::with(context)
+    }
+
+    fn with(context: rusb::Context) -> Result<Self> {
+        let reactor = Reactor::shared()?;
+        let bus = Arc::new(Bus {
+            context,
+            reactor: reactor.clone(),
+            finished: Arc::default(),
+            hotplug: Arc::default(),
+            callbacks: Mutex::new(None),
+        });
+        let source: Weak<dyn Source> = Arc::downgrade(&bus) as Weak<dyn Source>;
+        let notifiers = transfer::Notifiers::new(&bus.context, reactor, source)?;
+        let registration = hotplug::register(&bus.context, &bus.hotplug);
+        *bus.callbacks.lock().unwrap_or_else(PoisonError::into_inner) = Some((notifiers, registration));
+        Ok(Self { bus })
+    }
+
+    /// Every device on every bus, hubs included.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if the buses cannot be read.
+    pub fn list(&self) -> Result<Vec<Listed>> {
+        list::list(&self.bus.context)
+    }
+
+    /// Opens the device of this address. Nothing is claimed, and the kernel's driver stays, until an interface is claimed.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if there is none, more than one, or no permission.
+    pub fn open(&self, address: &UsbAddress) -> Result<Device> {
+        let found = list::find(&self.bus.context, address)?;
+        Device::new(Arc::new(device::HostDevice::open(&self.bus, &found)?))
+    }
+
+    /// A device whose node another process has opened for this one. `address` names it in messages.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if the descriptor is no usbfs node's.
+    pub fn open_fd(fd: OwnedFd, address: &str) -> Result<Device> {
+        // It may be all that this process can see of the buses.
+        let context = rusb::Context::new()
+            .or_else(|_| rusb::disable_device_discovery().and_then(|()| rusb::Context::new()))
+            .map_err(|error| failed("starting libusb", error))?;
+        let host = Self::with(context)?;
+        Device::new(Arc::new(device::HostDevice::wrap(&host.bus, fd, address)?))
+    }
+
+    /// Arrivals and removals from now on.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] if libusb has no hotplug here.
+    pub fn hotplug(&self) -> Result<Hotplug> {
+        let callbacks = self.bus.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
+        if callbacks.as_ref().is_none_or(|(_, registration)| registration.is_none()) {
+            return Err(Error::NotSupported { what: "hotplug", by: "libusb here".into() });
+        }
+        Ok(self.bus.hotplug.subscribe(Arc::clone(&self.bus) as Arc<dyn Send + Sync>))
+    }
+}
+
+impl Source for Bus {
+    fn ready(&self) {
+        // libusb reaps at most a few dozen a round, and readiness is not told again: until a round brings nothing.
+        loop {
+            if let Err(error) = self.context.handle_events(Some(Duration::ZERO)) {
+                tracing::debug!(%error, "libusb handles events");
+            }
+            let finished = transfer::take(&self.finished);
+            let told = self.hotplug.tell();
+            if finished.is_empty() && !told {
+                return;
+            }
+            for (done, completion) in finished {
+                done(completion);
+            }
+        }
+    }
+}
+
+/// libusb's error as ours.
+fn failed(doing: impl Into<String>, error: rusb::Error) -> Error {
+    let doing = doing.into();
+    let errno = match error {
+        rusb::Error::NoDevice => {
+            return Error::Gone { device: "the USB device".into(), why: doing };
+        }
+        rusb::Error::Access => libc::EACCES,
+        rusb::Error::Busy => libc::EBUSY,
+        rusb::Error::NotFound => libc::ENOENT,
+        rusb::Error::InvalidParam => libc::EINVAL,
+        rusb::Error::NoMem => libc::ENOMEM,
+        rusb::Error::NotSupported => libc::EOPNOTSUPP,
+        rusb::Error::Timeout => libc::ETIMEDOUT,
+        rusb::Error::Pipe => libc::EPIPE,
+        _ => libc::EIO,
+    };
+    Error::os(doing, std::io::Error::from_raw_os_error(errno))
+}
