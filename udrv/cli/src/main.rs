@@ -3,6 +3,7 @@
 mod address;
 mod info;
 mod run;
+mod usb;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -28,6 +29,8 @@ enum Command {
     Run(run::RunArgs),
     /// Show regions, interrupts and capabilities of a device.
     Info(info::InfoArgs),
+    /// USB devices.
+    Usb(usb::UsbArgs),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(args),
         Command::Info(args) => info::run(&args),
+        Command::Usb(args) => usb::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

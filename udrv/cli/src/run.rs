@@ -18,6 +18,8 @@ pub struct RunArgs {
 enum DriverArgs {
     /// The education device: factorials by interrupt, DMA both ways, latencies.
     Edu(EduArgs),
+    /// USB mass storage, bulk-only: read and write blocks.
+    UsbStorage(crate::usb::storage::StorageArgs),
 }
 
 #[derive(Args)]
@@ -56,7 +58,10 @@ enum Vector {
 }
 
 pub fn run(args: RunArgs) -> Result<()> {
-    let DriverArgs::Edu(edu) = args.driver;
+    let edu = match args.driver {
+        DriverArgs::Edu(edu) => edu,
+        DriverArgs::UsbStorage(args) => return crate::usb::storage::run(&args),
+    };
     for _ in 0..edu.rounds.max(1) {
         tour(&edu)?;
     }

@@ -1,0 +1,50 @@
+//! USB: `udrv usb list`, and the addresses of USB devices.
+
+mod list;
+pub mod storage;
+
+use anyhow::{Context as _, Result, bail};
+use std::sync::Arc;
+use udrv_usb::Device;
+use udrv_usb::host::Host;
+use udrv_usb::software::Software;
+
+/// Disk of a software storage device that was given no image.
+const EMPTY_DISK: usize = 16 << 20;
+
+#[derive(clap::Args)]
+pub struct UsbArgs {
+    #[command(subcommand)]
+    command: UsbCommand,
+}
+
+#[derive(clap::Subcommand)]
+enum UsbCommand {
+    /// Show the devices on this machine's buses, with their drivers.
+    List(list::ListArgs),
+}
+
+pub fn run(args: &UsbArgs) -> Result<()> {
+    match &args.command {
+        UsbCommand::List(args) => list::run(args),
+    }
+}
+
+/// Opens any USB address that the command line accepts.
+pub fn open(address: &str) -> Result<Device> {
+    let Some(model) = address.strip_prefix("model:") else {
+        return Ok(Host::new()?.open(&address.parse()?)?);
+    };
+    let (name, argument) = model.split_once(':').map_or((model, None), |(name, argument)| (name, Some(argument)));
+    match name {
+        "usb-storage" => {
+            let medium = match argument {
+                Some(image) => std::fs::read(image).with_context(|| format!("cannot read the image {image}"))?,
+                None => vec![0; EMPTY_DISK],
+            };
+            let disk = udrv_usb_storage::model::Disk::new(medium);
+            Ok(Device::new(Arc::new(Software::new(address, disk)?))?)
+        }
+        other => bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE]"),
+    }
+}
