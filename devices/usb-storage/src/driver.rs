@@ -1,8 +1,9 @@
 //! The mass storage driver.
 //!
-//! A command is three transfers, command, data and status, all submitted at once: the device takes them one after the
-//! other, and no time is lost between them. What goes wrong is put right as BOT says: a halted endpoint is cleared and the
-//! status read again (figure 2), anything else is followed by reset recovery (5.3.4).
+//! A command is three transfers one after the other: command, data, status. (Submitting the next before the last has ended
+//! would save two turns, and is too much for some devices: QEMU's loses a status that is waited for before the data has
+//! ended.) What goes wrong is put right as BOT says: a halted endpoint is cleared and the status read again (figure 2),
+//! anything else is followed by reset recovery (5.3.4).
 
 use crate::protocol::{
     CAPACITY_10_LENGTH, CAPACITY_16_LENGTH, CSW_LENGTH, Capacity, Command, CommandStatus, CommandWrapper, GET_MAX_LUN,
@@ -10,7 +11,7 @@ use crate::protocol::{
 };
 use std::time::Duration;
 use udrv_usb::descriptor::TransferType;
-use udrv_usb::{Completion, Device, EndpointAddress, Error, Pending, Result, Setup, Status, Transfer};
+use udrv_usb::{Completion, Device, EndpointAddress, Error, Result, Setup, Status, Transfer};
 
 /// How long one command may take. Disks that spin up take tens of seconds; the kernel's driver gives them 30.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -226,16 +227,21 @@ impl Storage {
         }
     }
 
-    /// One command over the transport. If the transport fails, the device has been put right before this returns.
+    /// One command over the transport. Where the transport fails the device is put right, and the command tried once more
+    /// unless the device took too long already: reading and writing the same blocks again changes nothing.
     fn attempt(&mut self, command: &Command, data: &Data<'_>, name: &str) -> Result<Outcome> {
-        let outcome = self.transport(command, data, name);
-        if let Err(error) = &outcome
-            && !matches!(error, Error::Gone { .. })
-        {
-            tracing::info!(command = name, %error, "reset recovery");
-            self.reset_recovery()?;
+        match self.transport(command, data, name) {
+            Err(Error::Gone { device, why }) => Err(Error::Gone { device, why }),
+            Err(error @ Error::Timeout { .. }) => {
+                self.reset_recovery(name, &error)?;
+                Err(error)
+            }
+            Err(error) => {
+                self.reset_recovery(name, &error)?;
+                self.transport(command, data, name)
+            }
+            Ok(outcome) => Ok(outcome),
         }
-        outcome
     }
 
     fn transport(&mut self, command: &Command, data: &Data<'_>, name: &str) -> Result<Outcome> {
@@ -253,72 +259,39 @@ impl Storage {
             command: command.bytes,
             command_length: command.length,
         };
-        let address = self.device.address().to_owned();
-        let (sent, moved, status) = self.submit_all(&wrapper, data)?;
-        let sent = sent.wait();
-        if sent.status != Status::Completed {
-            moved.map(end);
-            end(status);
-            return Err(sent.into_data(&address, name, PATIENCE).err().unwrap_or_else(|| self.nonsense(name, &[])));
-        }
-        let (data, stalled) = match moved.map(Pending::wait) {
-            None => (Vec::new(), false),
-            Some(moved) if moved.status == Status::Completed => (moved.data, false),
-            Some(moved) if moved.status == Status::Stall => (moved.data, true),
-            Some(failed) => {
-                end(status);
-                return Err(failed
-                    .into_data(&address, name, PATIENCE)
-                    .err()
-                    .unwrap_or_else(|| self.nonsense(name, &[])));
-            }
+        self.transfer(Transfer::bulk(self.bulk_out, wrapper.to_bytes().to_vec()))?.into_data(
+            self.device.address(),
+            name,
+            PATIENCE,
+        )?;
+        let moved = match data {
+            Data::None => Vec::new(),
+            Data::In(length) => self.move_data(Transfer::bulk(self.bulk_in, vec![0; *length]), name)?,
+            Data::Out(bytes) => self.move_data(Transfer::bulk(self.bulk_out, bytes.to_vec()), name)?,
         };
-        let status = match (stalled, into_host) {
-            // On the halted endpoint: it must be out of the way before the halt is cleared.
-            (true, true) => end(status),
-            (true, false) => {
-                self.device.backend().clear_halt(self.bulk_out)?;
-                status.wait()
-            }
-            (false, _) => status.wait(),
-        };
-        let status = self.read_status(status, name)?;
-        self.judge(&status, data, into_host, length, name)
+        let status = self.read_status(name)?;
+        self.judge(&status, moved, into_host, length, name)
     }
 
-    /// Command, data and status, in flight; all or none.
-    fn submit_all(&self, wrapper: &CommandWrapper, data: &Data<'_>) -> Result<(Pending, Option<Pending>, Pending)> {
-        let sent = self.submit(Transfer::bulk(self.bulk_out, wrapper.to_bytes().to_vec()))?;
-        let moved = match data {
-            Data::None => Ok(None),
-            Data::In(length) => self.submit(Transfer::bulk(self.bulk_in, vec![0; *length])).map(Some),
-            Data::Out(bytes) => self.submit(Transfer::bulk(self.bulk_out, bytes.to_vec())).map(Some),
-        };
-        let moved = match moved {
-            Ok(moved) => moved,
-            Err(error) => {
-                end(sent);
-                return Err(error);
-            }
-        };
-        match self.submit(self.status_transfer()) {
-            Ok(status) => Ok((sent, moved, status)),
-            Err(error) => {
-                moved.map(end);
-                end(sent);
-                Err(error)
-            }
+    /// The data stage; a device that has none of it, or not all, may halt the endpoint (BOT, 6.7).
+    fn move_data(&self, transfer: Transfer, name: &str) -> Result<Vec<u8>> {
+        let endpoint = transfer.endpoint;
+        let completion = self.transfer(transfer)?;
+        if completion.status == Status::Stall {
+            self.device.backend().clear_halt(endpoint)?;
+            return Ok(completion.data);
         }
+        completion.into_data(self.device.address(), name, PATIENCE)
     }
 
     /// The status, read a second time if the first try found the endpoint halted (BOT, figure 2).
-    fn read_status(&self, first: Completion, name: &str) -> Result<StatusWrapper> {
-        let completion = if matches!(first.status, Status::Stall | Status::Cancelled) {
+    fn read_status(&self, name: &str) -> Result<StatusWrapper> {
+        let transfer = Transfer::bulk(self.bulk_in, vec![0; CSW_LENGTH]);
+        let mut completion = self.transfer(transfer.clone())?;
+        if completion.status == Status::Stall {
             self.device.backend().clear_halt(self.bulk_in)?;
-            self.submit(self.status_transfer())?.wait()
-        } else {
-            first
-        };
+            completion = self.transfer(transfer)?;
+        }
         let bytes = completion.into_data(self.device.address(), name, PATIENCE)?;
         let status = StatusWrapper::from_bytes(&bytes).filter(|status| status.tag == self.tag);
         status.ok_or_else(|| self.nonsense(&format!("{name} (its status)"), &bytes))
@@ -348,12 +321,8 @@ impl Storage {
         }
     }
 
-    fn submit(&self, transfer: Transfer) -> Result<Pending> {
-        Ok(self.device.submit(transfer, PATIENCE)?)
-    }
-
-    fn status_transfer(&self) -> Transfer {
-        Transfer::bulk(self.bulk_in, vec![0; CSW_LENGTH])
+    fn transfer(&self, transfer: Transfer) -> Result<Completion> {
+        self.device.transfer(transfer, PATIENCE)
     }
 
     fn class_request(&self, (request_type, request): (u8, u8)) -> Setup {
@@ -361,7 +330,8 @@ impl Storage {
     }
 
     /// BOT, 5.3.4: the class's reset, then both halts, in this order.
-    fn reset_recovery(&self) -> Result<()> {
+    fn reset_recovery(&self, name: &str, error: &Error) -> Result<()> {
+        tracing::info!(command = name, %error, "reset recovery");
         self.device.control_out(self.class_request(RESET), &[], CONTROL, "Bulk-Only Mass Storage Reset")?;
         self.device.backend().clear_halt(self.bulk_in)?;
         self.device.backend().clear_halt(self.bulk_out)
@@ -374,12 +344,6 @@ impl Drop for Storage {
             tracing::debug!(%error, "giving the interface back");
         }
     }
-}
-
-/// Cancels a transfer and waits until it has ended.
-fn end(pending: Pending) -> Completion {
-    pending.cancel();
-    pending.wait()
 }
 
 /// The interface and its endpoints.

@@ -110,8 +110,6 @@ fn invalid_wrapper_left_by_another_is_recovered_from() {
     let stalled = device.transfer(Transfer::bulk(OUT, vec![0; 31]), LONG).unwrap();
     assert_eq!(stalled.status, Status::Stall);
 
-    // The first command fails and is followed by reset recovery.
-    assert!(Storage::attach(device.clone()).is_err());
     let storage = Storage::attach(device).unwrap();
 
     assert_eq!(storage.capacity().blocks, 8);

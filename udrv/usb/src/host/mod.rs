@@ -40,8 +40,13 @@ struct Bus {
 
 impl Host {
     /// # Errors
-    /// [`Error::Os`] if libusb or the loop cannot be started.
+    /// [`Error::Unavailable`] on a machine without USB; [`Error::Os`] if libusb or the loop cannot be started.
     pub fn new() -> Result<Self> {
+        if !std::path::Path::new("/sys/bus/usb").exists() {
+            let why = "this kernel has no USB (there is no /sys/bus/usb)".into();
+            let advice = "load a host controller's driver (modprobe xhci_pci), or use a model".into();
+            return Err(Error::Unavailable { device: "USB".into(), why, advice });
+        }
         let context = rusb::Context::new().map_err(|error| failed("starting libusb", error))?;
         Self::with(context)
     }
@@ -107,20 +112,28 @@ impl Host {
 
 impl Source for Bus {
     fn ready(&self) {
-        // libusb reaps at most a few dozen a round, and readiness is not told again: until a round brings nothing.
+        // Readiness is not told again, and one round need not leave nothing: libusb reaps some dozens of URBs at most, of
+        // which none may be the last of its transfer.
         loop {
             if let Err(error) = self.context.handle_events(Some(Duration::ZERO)) {
-                tracing::debug!(%error, "libusb handles events");
+                return tracing::warn!(%error, "libusb cannot handle events");
             }
             let finished = transfer::take(&self.finished);
             let told = self.hotplug.tell();
-            if finished.is_empty() && !told {
+            if finished.is_empty() && !told && !self.any_ready() {
                 return;
             }
             for (done, completion) in finished {
                 done(completion);
             }
         }
+    }
+}
+
+impl Bus {
+    fn any_ready(&self) -> bool {
+        let callbacks = self.callbacks.lock().unwrap_or_else(PoisonError::into_inner);
+        callbacks.as_ref().is_some_and(|(notifiers, _)| notifiers.any_ready())
     }
 }
 

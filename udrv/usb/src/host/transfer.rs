@@ -302,19 +302,27 @@ pub(super) struct Notifiers {
 struct Watch {
     reactor: Reactor,
     source: Weak<dyn Source>,
+    /// What is watched now, as poll(2) takes it.
+    fds: Mutex<Vec<libc::pollfd>>,
 }
 
 impl Watch {
     fn add(&self, fd: c_int, events: c_short) {
+        lock(&self.fds).push(libc::pollfd { fd, events, revents: 0 });
         if let Err(error) = self.reactor.watch(fd, events, Weak::clone(&self.source)) {
             tracing::error!(%error, "a descriptor of libusb's is not in the loop");
         }
+    }
+
+    fn remove(&self, fd: c_int) {
+        lock(&self.fds).retain(|one| one.fd != fd);
+        self.reactor.unwatch(fd);
     }
 }
 
 impl Notifiers {
     pub(super) fn new(context: &rusb::Context, reactor: Reactor, source: Weak<dyn Source>) -> Result<Self> {
-        let watch = Box::new(Watch { reactor, source });
+        let watch = Box::new(Watch { reactor, source, fds: Mutex::default() });
         let data: *const Watch = &raw const *watch;
         let context = context.clone();
         // SAFETY: the context lives as long as our clone; `data` is a box that `drop` frees only after it has taken the
@@ -333,6 +341,17 @@ impl Notifiers {
     }
 }
 
+impl Notifiers {
+    /// Whether any of them is ready now.
+    pub(super) fn any_ready(&self) -> bool {
+        let mut fds = lock(&self.watch.fds);
+        let count = libc::nfds_t::try_from(fds.len()).unwrap_or(0);
+        // SAFETY: an array of as many elements, which lives through the call; it does not wait.
+        let ready = unsafe { libc::poll(fds.as_mut_ptr(), count, 0) };
+        ready > 0
+    }
+}
+
 impl Drop for Notifiers {
     fn drop(&mut self) {
         // SAFETY: the context lives as long as our clone. Afterwards libusb does not know `watch` any more; that no callback
@@ -340,7 +359,7 @@ impl Drop for Notifiers {
         // is being dropped.
         unsafe { ffi::libusb_set_pollfd_notifiers(self.context.as_raw(), None, None, std::ptr::null_mut()) };
         for (fd, _) in pollfds(&self.context) {
-            self.watch.reactor.unwatch(fd);
+            self.watch.remove(fd);
         }
     }
 }
@@ -380,7 +399,7 @@ extern "system" fn added(fd: c_int, events: c_short, data: *mut c_void) {
 extern "system" fn removed(fd: c_int, data: *mut c_void) {
     // SAFETY: as in `added`.
     let watch = unsafe { &*data.cast::<Watch>() };
-    watch.reactor.unwatch(fd);
+    watch.remove(fd);
 }
 
 /// A handle on a node that is open already. The caller keeps `fd` open for as long as the handle lives.
