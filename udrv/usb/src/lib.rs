@@ -18,6 +18,7 @@ mod backend;
 pub mod descriptor;
 mod device;
 pub mod host;
+pub mod lease;
 mod queue;
 mod reactor;
 pub mod software;

@@ -32,6 +32,9 @@ pub fn run(args: &UsbArgs) -> Result<()> {
 
 /// Opens any USB address that the command line accepts.
 pub fn open(address: &str) -> Result<Device> {
+    if let Some(socket) = address.strip_prefix("unix:") {
+        return Ok(Host::lease(std::path::Path::new(socket))?);
+    }
     let Some(model) = address.strip_prefix("model:") else {
         return Ok(Host::new()?.open(&address.parse()?)?);
     };

@@ -10,7 +10,7 @@ use udrv_usb_storage::driver::{MAX_TRANSFER, Storage};
 
 #[derive(Args)]
 pub struct StorageArgs {
-    /// The device's address: usb:1-2, usb:VID:PID[:SERIAL] or model:usb-storage[:IMAGE].
+    /// The device's address: usb:1-2, usb:VID:PID[:SERIAL], unix:PATH (the stub) or model:usb-storage[:IMAGE].
     #[arg(long)]
     device: String,
     #[command(subcommand)]

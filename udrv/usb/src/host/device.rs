@@ -5,10 +5,11 @@ use super::transfer::{self, InFlight};
 use super::{Bus, UsbAddress, failed, list};
 use crate::backend::{UsbBackend, UsbInfo};
 use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor};
+use crate::lease::Lease;
 use crate::transfer::{Done, EndpointAddress, Refused, Transfer, TransferId};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ pub(super) struct HostDevice {
     info: UsbInfo,
     open: Option<Open>,
     bus: Arc<Bus>,
-    /// The node, where another process has opened it for us.
-    _fd: Option<OwnedFd>,
+    /// The node, where a stub has opened it for us, and the connection that is the lease on it.
+    lease: Option<Lease>,
 }
 
 /// What closing takes along, to another thread if need be.
@@ -50,15 +51,16 @@ impl HostDevice {
         Self::new(bus, handle, address, &bytes, None)
     }
 
-    pub(super) fn wrap(bus: &Arc<Bus>, fd: OwnedFd, address: &str) -> Result<Self> {
+    pub(super) fn wrap(bus: &Arc<Bus>, lease: Lease) -> Result<Self> {
+        let address = lease.address.clone();
         let mut bytes = vec![0; 1 << 16];
         // usbfs gives the device descriptor and the configurations, as sysfs does.
-        let read = nix::sys::uio::pread(&fd, &mut bytes, 0);
+        let read = nix::sys::uio::pread(&lease.node, &mut bytes, 0);
         let read = read.map_err(|error| Error::os(format!("reading the descriptors of {address}"), error))?;
         bytes.truncate(read);
-        let handle =
-            transfer::wrap(&bus.context, fd.as_raw_fd()).map_err(|error| explain(address, "opening it", error))?;
-        Self::new(bus, handle, address.to_owned(), &bytes, Some(fd))
+        let handle = transfer::wrap(&bus.context, lease.node.as_raw_fd())
+            .map_err(|error| explain(&address, "opening it", error))?;
+        Self::new(bus, handle, address, &bytes, Some(lease))
     }
 
     fn new(
@@ -66,7 +68,7 @@ impl HostDevice {
         handle: rusb::DeviceHandle<rusb::Context>,
         address: String,
         bytes: &[u8],
-        fd: Option<OwnedFd>,
+        lease: Option<Lease>,
     ) -> Result<Self> {
         let device = handle.device();
         let configurations = list::split(bytes);
@@ -91,7 +93,7 @@ impl HostDevice {
         }
         let state = Mutex::new(State { claimed: BTreeSet::new(), had_driver });
         let open = Open { handle, in_flight: Arc::default(), state, address };
-        Ok(Self { info, open: Some(open), bus: Arc::clone(bus), _fd: fd })
+        Ok(Self { info, open: Some(open), bus: Arc::clone(bus), lease })
     }
 
     fn opened(&self) -> Result<&Open> {
@@ -176,11 +178,11 @@ impl Drop for HostDevice {
         // The last user may be a completion, on the very thread that has to bring the end of the others.
         if self.bus.reactor.is_here() && open.in_flight.len() > 0 {
             let bus = Arc::clone(&self.bus);
-            let fd = self._fd.take();
+            let lease = self.lease.take();
             let closing = std::thread::Builder::new().name("udrv-usb-close".into());
             let started = closing.spawn(move || {
                 open.close();
-                drop((fd, bus));
+                drop((lease, bus));
             });
             if let Err(error) = started {
                 tracing::error!(%error, "closing a USB device");
@@ -198,7 +200,9 @@ fn explain(address: &str, doing: &str, error: rusb::Error) -> Error {
         rusb::Error::NoDevice => Error::Gone { device: address.into(), why: format!("{doing}: it was unplugged") },
         rusb::Error::Access => unavailable(
             format!("{doing}: no permission for its node in /dev/bus/usb"),
-            format!("let the stub open it for you (as root: stub-driver serve {address} --owner USER), or run as root"),
+            format!(
+                "let the stub open it for you (as root: stub-driver usb serve {address} --owner USER), or run as root"
+            ),
         ),
         rusb::Error::Busy => unavailable(
             format!("{doing}: another program has it"),

@@ -5,6 +5,7 @@
 //! it has returned, when none of its locks is held: so a completion or a hotplug event may open, close and submit.
 
 mod address;
+mod custody;
 mod device;
 mod hotplug;
 mod list;
@@ -12,13 +13,13 @@ mod sysfs;
 mod transfer;
 
 pub use address::UsbAddress;
+pub use custody::Custody;
 pub use hotplug::{Hotplug, HotplugEvent};
 pub use list::{Listed, ListedInterface};
 
 use crate::reactor::{Reactor, Source};
 use crate::{Device, Error, Result};
 use rusb::UsbContext as _;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -84,17 +85,18 @@ impl Host {
         Device::new(Arc::new(device::HostDevice::open(&self.bus, &found)?))
     }
 
-    /// A device whose node another process has opened for this one. `address` names it in messages.
+    /// The device that a stub serves at this socket (`stub-driver usb serve`), which has opened its node for us.
     ///
     /// # Errors
-    /// [`Error::Os`] if the descriptor is no usbfs node's.
-    pub fn open_fd(fd: OwnedFd, address: &str) -> Result<Device> {
-        // It may be all that this process can see of the buses.
+    /// [`Error::Unavailable`] if another driver has it; [`Error::Protocol`] if no stub listens there; [`Error::Os`].
+    pub fn lease(socket: &std::path::Path) -> Result<Device> {
+        let lease = crate::lease::ask(socket)?;
+        // Its node may be all that this process can see of the buses.
         let context = rusb::Context::new()
             .or_else(|_| rusb::disable_device_discovery().and_then(|()| rusb::Context::new()))
             .map_err(|error| failed("starting libusb", error))?;
         let host = Self::with(context)?;
-        Device::new(Arc::new(device::HostDevice::wrap(&host.bus, fd, address)?))
+        Device::new(Arc::new(device::HostDevice::wrap(&host.bus, lease)?))
     }
 
     /// Arrivals and removals from now on.

@@ -1,0 +1,28 @@
+//! USB devices: passed to unprivileged drivers on this machine.
+
+pub mod serve;
+
+use anyhow::Result;
+
+/// `stub-driver usb`
+#[derive(Debug, clap::Args)]
+pub struct UsbArgs {
+    #[command(subcommand)]
+    command: UsbCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum UsbCommand {
+    /// Take a USB device from its kernel driver and pass it to one driver after the other, until told to end.
+    Serve(serve::ServeArgs),
+}
+
+/// Runs it.
+///
+/// # Errors
+/// What keeps it from serving.
+pub fn run(args: &UsbArgs) -> Result<()> {
+    match &args.command {
+        UsbCommand::Serve(args) => serve::run(args),
+    }
+}
