@@ -39,7 +39,14 @@ disk_is_back() {
 # monitor COMMAND: tells QEMU's monitor, from the guest
 monitor() {
     for tty in /sys/class/tty/ttyS*; do
-        case $(readlink -f "$tty/device") in */0000:00:09.0*) printf '%s\n' "$*" >"/dev/${tty##*/}" && return 0 ;; esac
+        case $(readlink -f "$tty/device") in
+        */0000:00:09.0*)
+            # what the monitor answers must not be echoed: it would be the next command
+            stty -F "/dev/${tty##*/}" raw -echo
+            printf '%s\n' "$*" >"/dev/${tty##*/}"
+            return 0
+            ;;
+        esac
     done
     fail "no way to QEMU's monitor"
 }

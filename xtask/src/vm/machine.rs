@@ -175,7 +175,9 @@ impl<'a> Job<'a> {
         qemu.arg("-fsdev").arg("local,id=host,path=/,security_model=none,readonly=on,multidevs=remap");
         qemu.arg("-fsdev").arg(format!("local,id=share,path={},security_model=none", escape(&self.dir)));
         qemu.arg("-drive").arg(format!("id=nvme,if=none,format=raw,file={}", escape(disk)));
-        qemu.arg("-drive").arg(format!("id=usb,if=none,format=raw,file={}", escape(usb_disk)));
+        // not -drive, which would go when the device that uses it is unplugged
+        let usb = format!("driver=raw,node-name=usb,file.driver=file,file.filename={}", escape(usb_disk));
+        qemu.arg("-blockdev").arg(usb);
         // QEMU's monitor, by which scenarios plug and unplug: one end listens, the guest's second PCI port is the other
         let monitor = escape(&self.dir.join("monitor"));
         qemu.arg("-chardev").arg(format!("socket,id=monitor,path={monitor},server=on,wait=off"));
