@@ -1,6 +1,9 @@
-//! USB devices: passed to unprivileged drivers on this machine.
+//! USB devices: passed to unprivileged drivers on this machine, and exported to others.
 
+pub mod export;
 pub mod serve;
+pub mod session;
+pub mod usbip;
 
 use anyhow::Result;
 
@@ -15,6 +18,8 @@ pub struct UsbArgs {
 enum UsbCommand {
     /// Take a USB device from its kernel driver and pass it to one driver after the other, until told to end.
     Serve(serve::ServeArgs),
+    /// Export USB devices and models over USB/IP, until told to end.
+    Export(export::ExportArgs),
 }
 
 /// Runs it.
@@ -24,5 +29,6 @@ enum UsbCommand {
 pub fn run(args: &UsbArgs) -> Result<()> {
     match &args.command {
         UsbCommand::Serve(args) => serve::run(args),
+        UsbCommand::Export(args) => export::run(args),
     }
 }
