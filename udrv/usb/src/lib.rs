@@ -17,10 +17,12 @@
 mod backend;
 pub mod descriptor;
 mod device;
+pub mod faults;
 pub mod host;
 pub mod lease;
 mod queue;
 mod reactor;
+pub mod record;
 pub mod software;
 mod transfer;
 

@@ -6,7 +6,9 @@ pub mod storage;
 use anyhow::{Context as _, Result, bail};
 use std::sync::Arc;
 use udrv_usb::Device;
+use udrv_usb::faults::{FaultPlan, Faulty};
 use udrv_usb::host::Host;
+use udrv_usb::record::Recorder;
 use udrv_usb::software::Software;
 
 /// Disk of a software storage device that was given no image.
@@ -30,8 +32,37 @@ pub fn run(args: &UsbArgs) -> Result<()> {
     }
 }
 
+/// Which device a driver gets, and what is put around it.
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// The device's address: usb:BUS-PORT, usb:VID:PID[:SERIAL], unix:PATH (the stub), or a model:NAME.
+    #[arg(long)]
+    device: String,
+    /// Record its traffic into a pcapng file, which Wireshark opens.
+    #[arg(long, value_name = "FILE")]
+    record: Option<std::path::PathBuf>,
+    /// Let things go wrong: ENDPOINT@N=FAULT,... such as 0x81@3=stall,0x02@5=delay:50,any@200=unplug.
+    #[arg(long, value_name = "PLAN")]
+    faults: Option<FaultPlan>,
+}
+
+impl DeviceArgs {
+    /// Opens it.
+    pub fn open(&self) -> Result<Device> {
+        let mut device = open(&self.device)?;
+        if let Some(plan) = &self.faults {
+            device = Device::new(Arc::new(Faulty::new(Arc::clone(device.backend()), plan.clone())?))?;
+        }
+        // Outside of the faults, so that the recording shows what the driver saw.
+        if let Some(path) = &self.record {
+            device = Device::new(Arc::new(Recorder::create(Arc::clone(device.backend()), path)?))?;
+        }
+        Ok(device)
+    }
+}
+
 /// Opens any USB address that the command line accepts.
-pub fn open(address: &str) -> Result<Device> {
+fn open(address: &str) -> Result<Device> {
     if let Some(socket) = address.strip_prefix("unix:") {
         return Ok(Host::lease(std::path::Path::new(socket))?);
     }

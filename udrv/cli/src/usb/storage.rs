@@ -10,9 +10,8 @@ use udrv_usb_storage::driver::{MAX_TRANSFER, Storage};
 
 #[derive(Args)]
 pub struct StorageArgs {
-    /// The device's address: usb:1-2, usb:VID:PID[:SERIAL], unix:PATH (the stub) or model:usb-storage[:IMAGE].
-    #[arg(long)]
-    device: String,
+    #[command(flatten)]
+    device: super::DeviceArgs,
     #[command(subcommand)]
     work: Work,
 }
@@ -45,7 +44,7 @@ enum Work {
 }
 
 pub fn run(args: &StorageArgs) -> Result<()> {
-    let mut storage = Storage::attach(super::open(&args.device)?)?;
+    let mut storage = Storage::attach(args.device.open()?)?;
     match &args.work {
         Work::Info => info(&storage)?,
         Work::Read { lba, blocks, output } => read(&mut storage, *lba, *blocks, output)?,
