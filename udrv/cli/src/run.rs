@@ -20,6 +20,8 @@ enum DriverArgs {
     Edu(EduArgs),
     /// USB mass storage, bulk-only: read and write blocks.
     UsbStorage(crate::usb::storage::StorageArgs),
+    /// USB keyboard, boot protocol: show the keys.
+    UsbKeyboard(crate::usb::keyboard::KeyboardArgs),
 }
 
 #[derive(Args)]
@@ -60,6 +62,7 @@ enum Vector {
 pub fn run(args: RunArgs) -> Result<()> {
     let edu = match args.driver {
         DriverArgs::Edu(edu) => edu,
+        DriverArgs::UsbKeyboard(args) => return crate::usb::keyboard::run(&args),
         DriverArgs::UsbStorage(args) => return crate::usb::storage::run(&args),
     };
     for _ in 0..edu.rounds.max(1) {

@@ -1,5 +1,6 @@
 //! USB: `udrv usb list`, and the addresses of USB devices.
 
+pub mod keyboard;
 mod list;
 pub mod storage;
 
@@ -79,6 +80,10 @@ fn open(address: &str) -> Result<Device> {
             let disk = udrv_usb_storage::model::Disk::new(medium);
             Ok(Device::new(Arc::new(Software::new(address, disk)?))?)
         }
-        other => bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE]"),
+        "usb-keyboard" => {
+            let keyboard = udrv_usb_keyboard::model::Keyboard::default();
+            Ok(Device::new(Arc::new(Software::new(address, keyboard)?))?)
+        }
+        other => bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE] or model:usb-keyboard"),
     }
 }
