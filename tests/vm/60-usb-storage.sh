@@ -50,6 +50,17 @@ if "$udrv" run usb-storage --device "$device" info >/dev/full 2>/tmp/log; then f
 grep -q panicked /tmp/log || fail "no panic: $(cat /tmp/log)"
 within 20 disk_is_back
 
+echo "# and after SIGINT and SIGTERM with a transfer in flight"
+for signal in INT TERM; do
+    rm -f /tmp/read.img
+    "$udrv" run usb-storage --device "$device" read --output /tmp/read.img 2>/tmp/log &
+    driver=$!
+    within 20 test -s /tmp/read.img
+    kill -s "$signal" "$driver"
+    if wait "$driver"; then fail "SIG$signal: not ended"; fi
+    within 20 disk_is_back
+done
+
 echo "# what cannot be used says what to do"
 if "$udrv" run usb-storage --device usb:dead:beef info 2>/tmp/log; then fail "a device that is not there"; fi
 grep -q "udrv usb list" /tmp/log || fail "no advice: $(cat /tmp/log)"

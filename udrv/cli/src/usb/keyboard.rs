@@ -22,6 +22,7 @@ pub struct KeyboardArgs {
 }
 
 pub fn run(args: &KeyboardArgs) -> Result<()> {
+    let device = args.device.open()?;
     let irqs = IrqDomain::new(Delivery::Thread)?;
     let count = Arc::new(AtomicUsize::new(0));
     let tell = {
@@ -31,7 +32,7 @@ pub fn run(args: &KeyboardArgs) -> Result<()> {
             count.fetch_add(1, Ordering::Relaxed);
         }
     };
-    let keyboard = Keyboard::attach(args.device.open()?, &irqs, tell)?;
+    let keyboard = Keyboard::attach(device, &irqs, tell)?;
     eprintln!("ready: type on that keyboard");
     let deadline = Deadline::after(Duration::from_secs(args.seconds));
     let enough = || count.load(Ordering::Relaxed) >= args.events;

@@ -2,6 +2,7 @@
 
 pub mod keyboard;
 mod list;
+mod orderly_end;
 pub mod storage;
 
 use anyhow::{Context as _, Result, bail};
@@ -48,9 +49,13 @@ pub struct DeviceArgs {
 }
 
 impl DeviceArgs {
-    /// Opens it.
+    /// Opens it. From here on SIGINT and SIGTERM give it back before they end the process.
+    ///
+    /// To be called before any thread is started, so that none but the one that waits for them gets these signals.
     pub fn open(&self) -> Result<Device> {
+        let signals = orderly_end::block()?;
         let mut device = open(&self.device)?;
+        orderly_end::give_back_on(signals, device.backend())?;
         if let Some(plan) = &self.faults {
             device = Device::new(Arc::new(Faulty::new(Arc::clone(device.backend()), plan.clone())?))?;
         }

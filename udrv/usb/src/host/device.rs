@@ -4,9 +4,9 @@ use super::sysfs::Sysfs;
 use super::transfer::{self, InFlight};
 use super::{Bus, UsbAddress, failed, list};
 use crate::backend::{UsbBackend, UsbInfo};
-use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor};
+use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
 use crate::lease::Lease;
-use crate::transfer::{Done, EndpointAddress, Refused, Transfer, TransferId};
+use crate::transfer::{Done, EndpointAddress, Kind, Refused, Transfer, TransferId};
 use crate::{Error, Result};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd as _;
@@ -101,8 +101,30 @@ impl HostDevice {
         self.open.as_ref().ok_or_else(|| Error::Gone { device: self.info.address.clone(), why: "it is closed".into() })
     }
 
+    /// The interface that a transfer needs, as usbfs sees it: that of its endpoint, or that which a control request names,
+    /// unless it is a vendor's.
+    fn interface_of(&self, transfer: &Transfer) -> Option<u8> {
+        match &transfer.kind {
+            Kind::Control(setup) if setup.request_type & 0x60 == 0x40 => None,
+            Kind::Control(setup) => match (setup.request_type & 0x1f, setup.index.to_le_bytes()[0]) {
+                (1, interface) => Some(interface),
+                (2, endpoint) => self.interface_with(EndpointAddress(endpoint)),
+                _ => None,
+            },
+            _ => self.interface_with(transfer.endpoint),
+        }
+    }
+
+    fn interface_with(&self, address: EndpointAddress) -> Option<u8> {
+        let mut interfaces = self.info.descriptors.configurations.iter().flat_map(|one| &one.interfaces);
+        let has = |endpoints: &[Endpoint]| endpoints.iter().any(|endpoint| endpoint.address == address);
+        interfaces.find(|interface| has(&interface.endpoints)).map(|interface| interface.number)
+    }
+
     /// Ends what is in flight on one interface, or on all.
-    fn quiesce(&self, interface: Option<u8>) -> Result<&Open> {
+    ///
+    /// Gives also whether a bulk transfer was among them: then the device may be in the middle of a command.
+    fn quiesce(&self, interface: Option<u8>) -> Result<(&Open, bool)> {
         let open = self.opened()?;
         if self.bus.reactor.is_here() {
             return Err(Error::NotSupported {
@@ -115,10 +137,9 @@ impl HostDevice {
             .filter(|one| interface == Some(one.number))
             .flat_map(|one| one.endpoints.iter().map(|endpoint| endpoint.address))
             .collect();
-        if !open.in_flight.cancel_all(|endpoint| interface.is_none() || meant.contains(&endpoint), CANCEL) {
-            return Err(Error::Timeout { what: format!("{}: ending its transfers", self.info.address), after: CANCEL });
-        }
-        Ok(open)
+        let ended = open.in_flight.cancel_all(|endpoint| interface.is_none() || meant.contains(&endpoint), CANCEL);
+        let late = || Error::Timeout { what: format!("{}: ending its transfers", self.info.address), after: CANCEL };
+        Ok((open, ended.ok_or_else(late)?))
     }
 }
 
@@ -130,18 +151,25 @@ impl Open {
     /// Ends what is in flight; then releases every interface; then, and not before, gives them back to the kernel's
     /// drivers: one that has two interfaces takes neither while a program holds the other.
     fn close(self) {
-        if !self.in_flight.cancel_all(|_| true, CANCEL) {
+        let Some(interrupted) = self.in_flight.cancel_all(|_| true, CANCEL) else {
             let left = self.in_flight.len();
             tracing::error!(device = self.address, left, "transfers did not end when cancelled: the device stays open");
             // Closing would free what libusb still uses.
             std::mem::forget(self);
             return;
-        }
+        };
         let claimed: Vec<u8> = std::mem::take(&mut self.lock().claimed).into_iter().collect();
-        self.give_back(&claimed);
+        self.give_back(&claimed, interrupted);
     }
 
-    fn give_back(&self, claimed: &[u8]) {
+    /// A device that was interrupted in a command is reset before: the kernel's driver would have to wait for its end.
+    fn give_back(&self, claimed: &[u8], interrupted: bool) {
+        if interrupted
+            && let Err(error) = self.handle.reset()
+            && error != rusb::Error::NoDevice
+        {
+            tracing::warn!(device = self.address, %error, "resetting a device before it is given back");
+        }
         // libusb would attach each as it is released.
         if let Err(error) = self.handle.set_auto_detach_kernel_driver(false) {
             tracing::debug!(%error, "no detaching of kernel drivers");
@@ -223,9 +251,10 @@ impl UsbBackend for HostDevice {
             Ok(open) => open,
             Err(error) => return Err(Box::new(Refused { transfer, error })),
         };
+        let interface = self.interface_of(&transfer);
         open.in_flight
-            .submit(&open.handle, &self.bus.finished, id, transfer, done)
-            .map_err(|(code, transfer)| transfer::refused(code, &self.info.address, transfer))
+            .submit(&open.handle, &self.bus.finished, id, transfer, interface, done)
+            .map_err(|(why, transfer)| transfer::refused(&why, &self.info.address, transfer))
     }
 
     fn cancel(&self, id: TransferId) {
@@ -269,11 +298,14 @@ impl UsbBackend for HostDevice {
         let doing = format!("claiming interface {interface}");
         open.handle.claim_interface(interface).map_err(|error| explain(&self.info.address, &doing, error))?;
         state.claimed.insert(interface);
+        open.in_flight.set_claimed(interface, true);
         Ok(())
     }
 
     fn release(&self, interface: u8) -> Result<()> {
-        let open = self.quiesce(Some(interface))?;
+        // First, so that nothing is submitted any more.
+        self.opened()?.in_flight.set_claimed(interface, false);
+        let (open, interrupted) = self.quiesce(Some(interface))?;
         let mut state = open.lock();
         if !state.claimed.remove(&interface) {
             return Ok(());
@@ -281,7 +313,7 @@ impl UsbBackend for HostDevice {
         let last = state.claimed.is_empty();
         drop(state);
         if last {
-            open.give_back(&[interface]);
+            open.give_back(&[interface], interrupted);
             return Ok(());
         }
         let doing = format!("releasing interface {interface}");
@@ -293,17 +325,24 @@ impl UsbBackend for HostDevice {
 
     fn set_alternate(&self, interface: u8, alternate: u8) -> Result<()> {
         let doing = format!("setting alternate setting {alternate} of interface {interface}");
-        let set = self.quiesce(Some(interface))?.handle.set_alternate_setting(interface, alternate);
+        let set = self.quiesce(Some(interface))?.0.handle.set_alternate_setting(interface, alternate);
         set.map_err(|error| explain(&self.info.address, &doing, error))
     }
 
     fn clear_halt(&self, endpoint: EndpointAddress) -> Result<()> {
-        let cleared = self.opened()?.handle.clear_halt(endpoint.0);
+        let open = self.opened()?;
+        let state = open.lock();
+        if let Some(interface) = self.interface_with(endpoint).filter(|interface| !state.claimed.contains(interface)) {
+            let (why, advice) = (format!("interface {interface} is not claimed"), "claim it first".into());
+            return Err(Error::Unavailable { device: self.info.address.clone(), why, advice });
+        }
+        let cleared = open.handle.clear_halt(endpoint.0);
+        drop(state);
         cleared.map_err(|error| explain(&self.info.address, &format!("clearing the halt of {endpoint}"), error))
     }
 
     fn reset(&self) -> Result<()> {
-        match self.quiesce(None)?.handle.reset() {
+        match self.quiesce(None)?.0.handle.reset() {
             Ok(()) => Ok(()),
             Err(rusb::Error::NotFound) => {
                 Err(Error::Gone { device: self.info.address.clone(), why: "it came back as another device".into() })

@@ -13,7 +13,7 @@ use crate::{Error, Result};
 use libusb1_sys as ffi;
 use libusb1_sys::constants as c;
 use rusb::UsbContext as _;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::{c_int, c_short, c_uint, c_void};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -41,9 +41,31 @@ unsafe impl Send for Raw {}
 /// The transfers of one device that libusb owns.
 #[derive(Default)]
 pub(super) struct InFlight {
-    transfers: Mutex<HashMap<TransferId, (EndpointAddress, Raw)>>,
+    table: Mutex<Table>,
     /// Signalled when one has ended.
     ended: Condvar,
+}
+
+#[derive(Default)]
+struct Table {
+    transfers: HashMap<TransferId, Flying>,
+    /// Interfaces that may be used. usbfs would claim any other one for whoever uses it, and so keep the kernel's driver
+    /// from coming back to an interface that has just been released.
+    claimed: BTreeSet<u8>,
+}
+
+struct Flying {
+    endpoint: EndpointAddress,
+    is_bulk: bool,
+    raw: Raw,
+}
+
+/// Why a transfer was not taken.
+pub(super) enum NotTaken {
+    /// Its interface, this one, is not claimed.
+    Unclaimed(u8),
+    /// libusb's word.
+    Code(c_int),
 }
 
 /// What belongs to a transfer while libusb owns it.
@@ -68,8 +90,9 @@ impl InFlight {
         finished: &Finished,
         id: TransferId,
         mut transfer: Transfer,
+        interface: Option<u8>,
         done: Done,
-    ) -> std::result::Result<(), (c_int, Transfer)> {
+    ) -> std::result::Result<(), (NotTaken, Transfer)> {
         let data = std::mem::take(&mut transfer.data);
         let buffer = match &transfer.kind {
             Kind::Control(setup) => {
@@ -78,7 +101,7 @@ impl InFlight {
             }
             _ => data,
         };
-        let endpoint = transfer.endpoint;
+        let (endpoint, is_bulk) = (transfer.endpoint, transfer.kind == Kind::Bulk);
         let flight = Flight { id, in_flight: Arc::clone(self), finished: Arc::clone(finished), done, transfer, buffer };
         let packets = match &flight.transfer.kind {
             Kind::Isochronous(packets) => packets.len(),
@@ -88,22 +111,28 @@ impl InFlight {
         // SAFETY: takes a count, and gives a zeroed transfer with room for as many packets, or null.
         let raw = unsafe { ffi::libusb_alloc_transfer(count) };
         if raw.is_null() {
-            return Err((c::LIBUSB_ERROR_NO_MEM, flight.into_transfer()));
+            return Err((NotTaken::Code(c::LIBUSB_ERROR_NO_MEM), flight.into_transfer()));
         }
         let flight = Box::into_raw(Box::new(flight));
         // SAFETY: raw was just allocated for as many packets as the flight's kind has; flight is a leaked box that nobody
         // else knows yet.
         unsafe { fill(raw, handle.as_raw(), flight) };
-        let mut transfers = lock(&self.transfers);
-        // SAFETY: filled above. It is not in flight, and only we know it. Its buffer is the flight's, which lives until the
-        // callback.
-        let error = unsafe { ffi::libusb_submit_transfer(raw) };
-        if error == 0 {
-            // The callback waits for the lock, so it finds it.
-            transfers.insert(id, (endpoint, Raw(raw)));
-            return Ok(());
-        }
-        drop(transfers);
+        let mut table = lock(&self.table);
+        let unclaimed = interface.filter(|interface| !table.claimed.contains(interface));
+        let error = match unclaimed {
+            Some(interface) => NotTaken::Unclaimed(interface),
+            // SAFETY: filled above. It is not in flight, and only we know it. Its buffer is the flight's, which lives until
+            // the callback.
+            None => match unsafe { ffi::libusb_submit_transfer(raw) } {
+                0 => {
+                    // The callback waits for the lock, so it finds it.
+                    table.transfers.insert(id, Flying { endpoint, is_bulk, raw: Raw(raw) });
+                    return Ok(());
+                }
+                code => NotTaken::Code(code),
+            },
+        };
+        drop(table);
         // SAFETY: libusb did not take it, so it is still ours alone.
         unsafe { ffi::libusb_free_transfer(raw) };
         // SAFETY: leaked above; libusb did not take it, so the callback never will.
@@ -113,8 +142,8 @@ impl InFlight {
 
     /// Asks for the end of one transfer, if it is still in flight.
     pub(super) fn cancel(&self, id: TransferId) {
-        let transfers = lock(&self.transfers);
-        if let Some((_, raw)) = transfers.get(&id) {
+        let table = lock(&self.table);
+        if let Some(Flying { raw, .. }) = table.transfers.get(&id) {
             // SAFETY: it is in the map, and the lock is held: the callback has not freed it.
             let error = unsafe { ffi::libusb_cancel_transfer(raw.0) };
             // NOT_FOUND: it has ended, or is being cancelled already.
@@ -124,27 +153,40 @@ impl InFlight {
         }
     }
 
-    /// Cancels those of the endpoints that are `meant`, and waits for their end: whether all ended within `allowed`.
+    /// Cancels those of the endpoints that are `meant`, and waits for their end: whether a bulk transfer was among them;
+    /// `None` if they did not end within `allowed`.
     ///
     /// To be done before what makes the kernel end them by itself (releasing an interface, a reset): libusb takes what is
     /// ended that way for completed.
-    pub(super) fn cancel_all(&self, meant: impl Fn(EndpointAddress) -> bool, allowed: Duration) -> bool {
-        let mut ids: Vec<TransferId> = {
-            let transfers = lock(&self.transfers);
-            transfers.iter().filter(|(_, (endpoint, _))| meant(*endpoint)).map(|(id, _)| *id).collect()
+    pub(super) fn cancel_all(&self, meant: impl Fn(EndpointAddress) -> bool, allowed: Duration) -> Option<bool> {
+        let (mut ids, bulk): (Vec<TransferId>, Vec<bool>) = {
+            let table = lock(&self.table);
+            let meant = table.transfers.iter().filter(|(_, flying)| meant(flying.endpoint));
+            meant.map(|(id, flying)| (*id, flying.is_bulk)).unzip()
         };
         // The youngest first: an older one that is cancelled would let a younger one start.
         ids.sort_unstable_by(|a, b| b.cmp(a));
         for id in &ids {
             self.cancel(*id);
         }
-        let transfers = lock(&self.transfers);
-        let left = |transfers: &mut HashMap<_, _>| ids.iter().any(|id| transfers.contains_key(id));
-        !self.ended.wait_timeout_while(transfers, allowed, left).unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        let table = lock(&self.table);
+        let left = |table: &mut Table| ids.iter().any(|id| table.transfers.contains_key(id));
+        let waited = self.ended.wait_timeout_while(table, allowed, left).unwrap_or_else(PoisonError::into_inner);
+        (!waited.1.timed_out()).then(|| bulk.contains(&true))
     }
 
     pub(super) fn len(&self) -> usize {
-        lock(&self.transfers).len()
+        lock(&self.table).transfers.len()
+    }
+
+    /// From now on transfers of this interface are taken, or not.
+    pub(super) fn set_claimed(&self, interface: u8, claimed: bool) {
+        let mut table = lock(&self.table);
+        if claimed {
+            table.claimed.insert(interface);
+        } else {
+            table.claimed.remove(&interface);
+        }
     }
 }
 
@@ -250,9 +292,7 @@ extern "system" fn ended(raw: *mut ffi::libusb_transfer) {
     let packets = descriptors.iter().map(packet).collect();
     let (status, actual) = (status(transfer.status), usize::try_from(transfer.actual_length).unwrap_or(0));
     let (in_flight, finished) = (Arc::clone(&flight.in_flight), Arc::clone(&flight.finished));
-    let mut transfers = lock(&in_flight.transfers);
-    transfers.remove(&flight.id);
-    drop(transfers);
+    lock(&in_flight.table).transfers.remove(&flight.id);
     // SAFETY: it has ended, and is out of the map, so that nobody cancels it. libusb lets a callback free its transfer.
     unsafe { ffi::libusb_free_transfer(raw) };
     lock(&finished).push(flight.complete(status, actual, packets));
@@ -260,11 +300,18 @@ extern "system" fn ended(raw: *mut ffi::libusb_transfer) {
 }
 
 /// Why libusb did not take a transfer.
-pub(super) fn refused(code: c_int, device: &str, transfer: Transfer) -> Box<Refused> {
+pub(super) fn refused(why: &NotTaken, device: &str, transfer: Transfer) -> Box<Refused> {
     let unavailable = |why: &str, advice: &str| Error::Unavailable {
         device: device.to_owned(),
         why: why.to_owned(),
         advice: advice.to_owned(),
+    };
+    let code = match why {
+        NotTaken::Unclaimed(interface) => {
+            let error = unavailable(&format!("interface {interface} is not claimed"), "claim it first");
+            return Box::new(Refused { transfer, error });
+        }
+        NotTaken::Code(code) => *code,
     };
     let error = match code {
         c::LIBUSB_ERROR_NO_DEVICE => Error::Gone { device: device.into(), why: "it was unplugged".into() },
