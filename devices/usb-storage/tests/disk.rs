@@ -11,9 +11,9 @@ const IN: EndpointAddress = EndpointAddress(0x81);
 const OUT: EndpointAddress = EndpointAddress(0x02);
 const LONG: Duration = Duration::from_secs(20);
 
-/// Every block different, every byte in it too.
+/// No two blocks alike, wherever they are.
 fn pattern(length: usize) -> Vec<u8> {
-    (0..length).map(|at| ((at / 512).wrapping_mul(31) ^ at) as u8).collect()
+    (0..length).map(|at| ((at as u32 + 1).wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
 fn plugged(length: usize) -> (Arc<Software<Disk>>, Device) {

@@ -81,6 +81,27 @@ fn unplug_ends_delayed_and_later_transfers_with_gone() {
 }
 
 #[test]
+fn unplug_ends_what_the_device_has_with_gone() {
+    struct Quiet;
+    impl Model for Quiet {
+        fn identity(&self) -> Identity {
+            Source.identity()
+        }
+        fn send(&mut self, _endpoint: EndpointAddress, _max_packet: usize) -> Reply {
+            Reply::Nak
+        }
+    }
+    let quiet = Arc::new(Software::new("model:quiet", Quiet).unwrap());
+    let faulty = Arc::new(Faulty::new(quiet, FaultPlan::default()).unwrap());
+    let device = Device::new(faulty.clone()).unwrap();
+    let pending = device.submit(Transfer::bulk(IN, vec![0; 8]), LONG).unwrap();
+
+    faulty.unplug();
+
+    assert_eq!(pending.wait().status, Status::Gone);
+}
+
+#[test]
 fn plan_that_is_none_is_refused() {
     for text in ["0x81", "0x81@0=stall", "81@1=stall", "0x81@1=melt", "0x81@1=short", "0x81@1=delay:x", "0x181@1=stall"]
     {

@@ -71,11 +71,13 @@ fn read(storage: &mut Storage, lba: u64, blocks: Option<u64>, output: &PathBuf) 
         Box::new(File::create(output).with_context(|| format!("cannot create {}", output.display()))?)
     };
     let length = blocks.saturating_mul(u64::from(capacity.block_size));
+    let begin = udrv::clock::now();
     storage.read(lba, length, |bytes| {
         file.write_all(bytes).map_err(|error| Error::os(format!("writing {}", output.display()), error))
     })?;
     file.flush()?;
-    eprintln!("read {blocks} blocks");
+    let seconds = begin.elapsed().as_secs_f64();
+    eprintln!("read {blocks} blocks in {seconds:.2} s ({:.1} MB/s)", length as f64 / 1e6 / seconds);
     Ok(())
 }
 
