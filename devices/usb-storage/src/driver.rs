@@ -49,6 +49,8 @@ pub struct Storage {
     lun: u8,
     inquiry: Inquiry,
     capacity: Capacity,
+    /// The buffer of the last read, for the next: new memory for each costs more than the transfer.
+    spare: Vec<u8>,
 }
 
 impl Storage {
@@ -68,7 +70,8 @@ impl Storage {
             revision: String::new(),
         };
         let capacity = Capacity { blocks: 0, block_size: 0 };
-        let mut storage = Self { device, interface, bulk_in, bulk_out, tag: 1, lun: 0, inquiry, capacity };
+        let mut storage =
+            Self { device, interface, bulk_in, bulk_out, tag: 1, lun: 0, inquiry, capacity, spare: Vec::new() };
         let bytes = storage.run(&Command::inquiry(), &Data::In(usize::from(INQUIRY_LENGTH)), "INQUIRY")?;
         storage.inquiry = Inquiry::from_bytes(&bytes).ok_or_else(|| storage.nonsense("INQUIRY", &bytes))?;
         storage.run(&Command::test_unit_ready(), &Data::None, "TEST UNIT READY")?;
@@ -127,6 +130,7 @@ impl Storage {
                 return Err(self.nonsense(&format!("READ of {length} bytes"), &bytes));
             }
             each(&bytes)?;
+            self.spare = bytes;
             (lba, left) = (lba + blocks, left - blocks);
         }
         Ok(())
@@ -266,7 +270,11 @@ impl Storage {
         )?;
         let moved = match data {
             Data::None => Vec::new(),
-            Data::In(length) => self.move_data(Transfer::bulk(self.bulk_in, vec![0; *length]), name)?,
+            Data::In(length) => {
+                let mut buffer = std::mem::take(&mut self.spare);
+                buffer.resize(*length, 0);
+                self.move_data(Transfer::bulk(self.bulk_in, buffer), name)?
+            }
             Data::Out(bytes) => self.move_data(Transfer::bulk(self.bulk_out, bytes.to_vec()), name)?,
         };
         let status = self.read_status(name)?;
