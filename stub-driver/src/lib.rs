@@ -8,3 +8,4 @@ pub mod list;
 mod paint;
 pub mod serve;
 pub mod status;
+pub mod usb;

@@ -3,7 +3,7 @@
 use clap::{Parser, Subcommand};
 use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use stub_driver::{bind, doctor, list, serve, status};
+use stub_driver::{bind, doctor, list, serve, status, usb};
 
 #[derive(Parser)]
 #[command(
@@ -32,6 +32,8 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Show what a running stub serves, and to whom.
     Status(status::StatusArgs),
+    /// USB devices.
+    Usb(usb::UsbArgs),
 }
 
 fn main() -> ExitCode {
@@ -55,6 +57,7 @@ fn main() -> ExitCode {
         Command::Release(args) => bind::release(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Usb(args) => usb::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -64,12 +64,12 @@ fn may_use(user: &str, used: &str) -> bool {
     match user {
         "stub-driver/wire" | "udrv/backend" => false,
         "stub-driver/channel" => ["stub-driver/wire", "udrv/backend"].contains(&used),
-        "devices/model" | "udrv/vfio" => used == "udrv/backend",
+        "devices/model" | "udrv/vfio" | "udrv/usb" => used == "udrv/backend",
         "udrv" => ["udrv/backend", "udrv/vfio", "stub-driver/wire", "stub-driver/channel"].contains(&used),
-        device if is_device(device) => ["udrv/backend", "udrv", "devices/model"].contains(&used),
+        device if is_device(device) => ["udrv/backend", "udrv", "udrv/usb", "devices/model"].contains(&used),
         "stub-driver" => {
-            let below = ["udrv/backend", "udrv/vfio", "stub-driver/wire", "stub-driver/channel", "devices/model"];
-            below.contains(&used) || is_device(used)
+            let below = ["udrv/backend", "udrv/vfio", "udrv/usb", "stub-driver/wire", "stub-driver/channel"];
+            below.contains(&used) || used == "devices/model" || is_device(used)
         }
         "udrv/cli" => used != "stub-driver" && used != "xtask",
         "tests" => used != "xtask",
@@ -104,9 +104,10 @@ fn packages_use_only_layers_below_them() {
 fn devices_keep_driver_and_model_apart() {
     for device in packages().iter().filter(|package| is_device(&package.folder)) {
         let name = &device.name;
-        for (feature, needs, other) in
-            [("driver", "dep:udrv", "dep:udrv-model"), ("model", "dep:udrv-model", "dep:udrv")]
-        {
+        // A USB device's driver and model need the same: transfers.
+        let features = [("driver", "dep:udrv", "dep:udrv-model"), ("model", "dep:udrv-model", "dep:udrv")];
+        let on_usb = device.dependencies.iter().any(|dependency| dependency.folder == "udrv/usb");
+        for (feature, needs, other) in features.into_iter().filter(|_| !on_usb) {
             let enables =
                 device.features[feature].as_array().unwrap_or_else(|| panic!("{name} has no feature {feature}"));
             assert!(enables.iter().any(|what| what == needs), "{name}: feature {feature} without {needs}");

@@ -5,6 +5,7 @@ mod capability;
 mod info;
 mod run;
 mod stop;
+mod usb;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -30,6 +31,8 @@ enum Command {
     Run(run::RunArgs),
     /// Show regions, interrupts and capabilities of a device.
     Info(info::InfoArgs),
+    /// USB devices.
+    Usb(usb::UsbArgs),
 }
 
 /// Something with the device or its driver is wrong.
@@ -50,6 +53,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Run(args) => run::run(args),
         Command::Info(args) => info::run(&args),
+        Command::Usb(args) => usb::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -18,6 +18,10 @@ pub struct RunArgs {
 enum DriverArgs {
     /// The education device: factorials by interrupt, DMA both ways, latencies.
     Edu(EduArgs),
+    /// USB mass storage, bulk-only: read and write blocks.
+    UsbStorage(crate::usb::storage::StorageArgs),
+    /// USB keyboard, boot protocol: show the keys.
+    UsbKeyboard(crate::usb::keyboard::KeyboardArgs),
 }
 
 #[derive(Args)]
@@ -58,7 +62,11 @@ enum Vector {
 }
 
 pub fn run(args: RunArgs) -> Result<()> {
-    let DriverArgs::Edu(edu) = args.driver;
+    let edu = match args.driver {
+        DriverArgs::Edu(edu) => edu,
+        DriverArgs::UsbKeyboard(args) => return crate::usb::keyboard::run(&args),
+        DriverArgs::UsbStorage(args) => return crate::usb::storage::run(&args),
+    };
     let stop = Stop::default();
     crate::stop::on_signal(stop.clone())?;
     for _ in 0..edu.rounds.max(1) {

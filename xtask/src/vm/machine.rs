@@ -51,13 +51,22 @@ const MACHINE: &[&str] = &[
     "e1000e,romfile=,addr=7",
     "-nic",
     "none",
+    // USB; its drivers are loaded by the scenarios that want them (`modprobe`)
+    "-device",
+    "qemu-xhci,id=xhci,addr=0xa",
+    "-device",
+    "usb-storage,bus=xhci.0,port=1,drive=usb,serial=udrv,id=usbdisk",
+    "-device",
+    "usb-kbd,bus=xhci.0,port=2,id=usbkbd",
 ];
 
+/// `no_timer_check`: on a busy host the emulated timer is too late for the kernel's check of it, which would panic.
+/// `8250.nr_uarts`: serial ports beyond the fourth.
 /// `panic=-1` with QEMU's `-no-reboot`: a guest that panics ends the machine.
-/// `no_timer_check`: on a busy host the kernel else finds that the timer does not tick in time, and panics at boot.
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 intel_iommu=on no_timer_check panic=-1 oops=panic";
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 intel_iommu=on panic=-1 oops=panic 8250.nr_uarts=8 no_timer_check";
 
-const NVME_BYTES: u64 = 64 << 20;
+/// The image behind the NVMe device, and that behind the USB disk, which the guest sees too (`usb.img` in the run folder).
+const DISK_BYTES: u64 = 64 << 20;
 
 /// Whom the guest's serial ports serve.
 #[derive(Clone, Copy)]
@@ -119,10 +128,13 @@ impl<'a> Job<'a> {
     /// Boots, runs the script, waits for the end. `on_output` is given what the guest writes to ttyS1.
     pub(crate) fn boot(&self, console: Console, mut on_output: impl FnMut(&[u8]) -> Result<()>) -> Result<End> {
         let initramfs = self.folder.file("initramfs");
-        let disk = self.folder.file("nvme.img");
+        let (disk, usb_disk) = (self.folder.file("nvme.img"), self.folder.file("usb.img"));
         initramfs::build(self.kernel, &MODULES, include_str!("init.sh"), &initramfs)?;
-        fs::File::create(&disk).and_then(|file| file.set_len(NVME_BYTES)).context("cannot create the NVMe image")?;
-        let mut qemu = self.qemu(console, &initramfs, &disk)?;
+        for image in [&disk, &usb_disk] {
+            let created = fs::File::create(image).and_then(|file| file.set_len(DISK_BYTES));
+            created.with_context(|| format!("cannot create {}", image.display()))?;
+        }
+        let mut qemu = self.qemu(console, &initramfs, &disk, &usb_disk)?;
         let machine = match console {
             Console::Interactive => {
                 qemu.wait().context("cannot wait for QEMU")?;
@@ -134,11 +146,12 @@ impl<'a> Job<'a> {
         };
         fs::remove_file(&initramfs)?;
         fs::remove_file(&disk)?;
+        fs::remove_file(&usb_disk)?;
         let status = fs::read_to_string(self.folder.file("status")).ok().and_then(|text| text.trim().parse().ok());
         Ok(End { status, machine })
     }
 
-    fn qemu(&self, console: Console, initramfs: &Path, disk: &Path) -> Result<Child> {
+    fn qemu(&self, console: Console, initramfs: &Path, disk: &Path, usb_disk: &Path) -> Result<Child> {
         let log = escape(&self.folder.log());
         let mut qemu = dies_with_us(&find_program("qemu-system-x86_64").context("no QEMU")?);
         qemu.args(MACHINE);
@@ -146,6 +159,14 @@ impl<'a> Job<'a> {
         qemu.arg("-fsdev").arg("local,id=host,path=/,security_model=none,readonly=on,multidevs=remap");
         qemu.arg("-fsdev").arg(format!("local,id=share,path={},security_model=none", escape(&self.folder.path)));
         qemu.arg("-drive").arg(format!("id=nvme,if=none,format=raw,file={}", escape(disk)));
+        // not -drive, which would go when the device that uses it is unplugged
+        let usb = format!("driver=raw,node-name=usb,file.driver=file,file.filename={}", escape(usb_disk));
+        qemu.arg("-blockdev").arg(usb);
+        // QEMU's monitor, by which scenarios plug and unplug: one end listens, the guest's second PCI port is the other
+        let monitor = escape(&self.folder.file("monitor"));
+        qemu.arg("-chardev").arg(format!("socket,id=monitor,path={monitor},server=on,wait=off"));
+        qemu.args(["-mon", "chardev=monitor,mode=readline"]);
+        qemu.arg("-chardev").arg(format!("socket,id=to-monitor,path={monitor}"));
         let chardevs = match console {
             Console::Interactive => {
                 [format!("stdio,id=console,mux=on,signal=off,logfile={log}"), "null,id=output".to_owned()]
@@ -158,6 +179,7 @@ impl<'a> Job<'a> {
         // the two ISA ports come first, so that ttyS0 and ttyS1 are they
         qemu.args(["-serial", "chardev:console", "-serial", "chardev:output"]);
         qemu.args(["-chardev", "null,id=pci", "-device", "pci-serial,chardev=pci,addr=8"]);
+        qemu.args(["-device", "pci-serial,chardev=to-monitor,addr=9"]);
         if let Console::Interactive = console {
             qemu.args(["-mon", "chardev=console,mode=readline"]);
             qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} quiet"));

@@ -1,0 +1,41 @@
+#!/bin/bash
+# A disk pulled out 50 times at random moments under load: every transfer ends with "gone", nothing hangs, and the process holds
+# as much afterwards as before.
+# deadline: 600
+. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/usb.sh"
+
+rounds=${ROUNDS:-50}
+load_usb
+within 20 disk_is_back
+monitor device_del usbdisk
+within 20 sh -c "! grep -qs 46f4 /sys/bus/usb/devices/*/idVendor"
+
+coproc SOAK { "$UDRV_BIN/examples/usb_unplugged" "$rounds" 2>/tmp/soak.log; }
+soak=$SOAK_PID
+descriptors=()
+memory=()
+# a round that takes longer than this hangs
+while read -r -t 90 -u "${SOAK[0]}" word round fds kib; do
+    case $word in
+    pull) monitor device_del usbdisk ;;
+    ready) monitor device_add usb-storage,bus=xhci.0,port=1,drive=usb,serial=udrv,id=usbdisk ;;
+    gone)
+        descriptors[round]=$fds
+        memory[round]=$kib
+        monitor device_add usb-storage,bus=xhci.0,port=1,drive=usb,serial=udrv,id=usbdisk
+        [ "$round" -lt "$rounds" ] || break
+        ;;
+    esac
+done
+[ "${#descriptors[@]}" -eq "$rounds" ] || fail "after ${#descriptors[@]} rounds: $(cat /tmp/soak.log)"
+wait "$soak" || fail "exit status $?: $(cat /tmp/soak.log)"
+[ ! -s /tmp/soak.log ] || fail "$(cat /tmp/soak.log)"
+
+first=$((rounds / 5 + 1))
+echo "descriptors: ${descriptors[$first]} after round $first, ${descriptors[$rounds]} after round $rounds"
+echo "memory: ${memory[$first]} KiB after round $first, ${memory[$rounds]} KiB after round $rounds"
+[ "${descriptors[$first]}" -eq "${descriptors[$rounds]}" ] || fail "descriptors leak: ${descriptors[*]}"
+[ "${memory[$rounds]}" -le $((memory[first] + 1024)) ] || fail "memory leaks: ${memory[*]}"
+# nobody holds its interface any more
+within 30 disk_is_back

@@ -1,0 +1,94 @@
+//! USB: `udrv usb list`, and the addresses of USB devices.
+
+pub mod keyboard;
+mod list;
+mod orderly_end;
+pub mod storage;
+
+use anyhow::{Context as _, Result, bail};
+use std::sync::Arc;
+use udrv_usb::Device;
+use udrv_usb::faults::{FaultPlan, Faulty};
+use udrv_usb::host::Host;
+use udrv_usb::record::Recorder;
+use udrv_usb::software::Software;
+
+/// Disk of a software storage device that was given no image.
+const EMPTY_DISK: usize = 16 << 20;
+
+#[derive(clap::Args)]
+pub struct UsbArgs {
+    #[command(subcommand)]
+    command: UsbCommand,
+}
+
+#[derive(clap::Subcommand)]
+enum UsbCommand {
+    /// Show the devices on this machine's buses, with their drivers.
+    List(list::ListArgs),
+}
+
+pub fn run(args: &UsbArgs) -> Result<()> {
+    match &args.command {
+        UsbCommand::List(args) => list::run(args),
+    }
+}
+
+/// Which device a driver gets, and what is put around it.
+#[derive(clap::Args)]
+pub struct DeviceArgs {
+    /// The device's address: usb:BUS-PORT, usb:VID:PID[:SERIAL], unix:PATH (the stub), or a model:NAME.
+    #[arg(long)]
+    device: String,
+    /// Record its traffic into a pcapng file, which Wireshark opens.
+    #[arg(long, value_name = "FILE")]
+    record: Option<std::path::PathBuf>,
+    /// Let things go wrong: ENDPOINT@N=FAULT,... such as 0x81@3=stall,0x02@5=delay:50,any@200=unplug.
+    #[arg(long, value_name = "PLAN")]
+    faults: Option<FaultPlan>,
+}
+
+impl DeviceArgs {
+    /// Opens it. From here on SIGINT and SIGTERM give it back before they end the process.
+    ///
+    /// To be called before any thread is started, so that none but the one that waits for them gets these signals.
+    pub fn open(&self) -> Result<Device> {
+        let signals = orderly_end::block()?;
+        let mut device = open(&self.device)?;
+        orderly_end::give_back_on(signals, device.backend())?;
+        if let Some(plan) = &self.faults {
+            device = Device::new(Arc::new(Faulty::new(Arc::clone(device.backend()), plan.clone())?))?;
+        }
+        // Outside of the faults, so that the recording shows what the driver saw.
+        if let Some(path) = &self.record {
+            device = Device::new(Arc::new(Recorder::create(Arc::clone(device.backend()), path)?))?;
+        }
+        Ok(device)
+    }
+}
+
+/// Opens any USB address that the command line accepts.
+fn open(address: &str) -> Result<Device> {
+    if let Some(socket) = address.strip_prefix("unix:") {
+        return Ok(Host::lease(std::path::Path::new(socket))?);
+    }
+    let Some(model) = address.strip_prefix("model:") else {
+        return Ok(Host::new()?.open(&address.parse()?)?);
+    };
+    let (name, argument) = model.split_once(':').map_or((model, None), |(name, argument)| (name, Some(argument)));
+    match name {
+        "usb-storage" => {
+            let medium = match argument {
+                Some(image) => std::fs::read(image).with_context(|| format!("cannot read the image {image}"))?,
+                None => vec![0; EMPTY_DISK],
+            };
+            let disk = udrv_usb_storage::model::Disk::new(medium);
+            Ok(Device::new(Arc::new(Software::new(address, disk)?))?)
+        }
+        "usb-keyboard" => {
+            let keyboard = udrv_usb_keyboard::model::Keyboard::default();
+            Ok(Device::new(Arc::new(Software::new(address, keyboard)?))?)
+        }
+        other => bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE] or model:usb-keyboard"),
+    }
+}

@@ -1,0 +1,462 @@
+//! [`Software`]: a model as a [`UsbBackend`].
+
+use super::standard::{self, Answer};
+use super::{Handshake, Identity, Model, Reply};
+use crate::backend::{UsbBackend, UsbInfo};
+use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
+use crate::transfer::{
+    Completion, Done, EndpointAddress, Kind, Packet, Refused, Setup, Status, Transfer, TransferFlags, TransferId,
+};
+use crate::{Error, Result, Speed};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A software device with its bus.
+pub struct Software<M: Model> {
+    info: UsbInfo,
+    state: Mutex<State<M>>,
+}
+
+struct State<M> {
+    model: M,
+    identity: Identity,
+    /// Submitted and not ended, endpoint by endpoint.
+    queues: BTreeMap<EndpointAddress, VecDeque<Urb>>,
+    halted: BTreeSet<EndpointAddress>,
+    configuration: u8,
+    alternates: BTreeMap<u8, u8>,
+    claimed: BTreeSet<u8>,
+    gone: bool,
+}
+
+/// A transfer in the bus's hands.
+struct Urb {
+    id: TransferId,
+    transfer: Transfer,
+    done: Done,
+    /// Bytes that have gone over the bus.
+    moved: usize,
+}
+
+type Ended = Vec<(Done, Completion)>;
+
+impl<M: Model> Software<M> {
+    /// Plugs a model in. It is configured with its first configuration, as the kernel would.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] if its descriptors are broken.
+    pub fn new(address: &str, model: M) -> Result<Self> {
+        let identity = model.identity();
+        let device = DeviceDescriptor::parse(&identity.device)?;
+        let configurations: Vec<Configuration> =
+            identity.configurations.iter().map(|bytes| Configuration::parse(bytes)).collect::<Result<_>>()?;
+        let configuration = configurations.first().map_or(0, |configuration| configuration.value);
+        let info = UsbInfo {
+            address: address.to_owned(),
+            bus: 0,
+            number: 1,
+            ports: Vec::new(),
+            speed: identity.speed.unwrap_or(Speed::High),
+            descriptors: Descriptors { device, configurations },
+        };
+        let mut state = State {
+            model,
+            identity,
+            queues: BTreeMap::new(),
+            halted: BTreeSet::new(),
+            configuration,
+            alternates: BTreeMap::new(),
+            claimed: BTreeSet::new(),
+            gone: false,
+        };
+        state.model.configured(configuration);
+        Ok(Self { info, state: Mutex::new(state) })
+    }
+
+    /// Looks at the model, or lets something happen to it from outside (a key is pressed); then transfers that waited
+    /// for it go on.
+    pub fn with_model<T>(&self, happen: impl FnOnce(&mut M) -> T) -> T {
+        let mut state = self.lock();
+        let value = happen(&mut state.model);
+        let ended = state.pump(&self.info);
+        drop(state);
+        tell(ended);
+        value
+    }
+
+    /// Pulls the device out: everything in flight ends with [`Status::Gone`].
+    pub fn unplug(&self) {
+        let mut state = self.lock();
+        state.gone = true;
+        let queues = std::mem::take(&mut state.queues);
+        drop(state);
+        tell(queues.into_values().flatten().map(|urb| urb.end(Status::Gone)).collect());
+    }
+
+    /// How many transfers are in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.lock().queues.values().map(VecDeque::len).sum()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<M>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn present(&self) -> Result<MutexGuard<'_, State<M>>> {
+        let state = self.lock();
+        if state.gone {
+            return Err(Error::Gone { device: self.info.address.clone(), why: "it was unplugged".into() });
+        }
+        Ok(state)
+    }
+
+    fn unavailable(&self, why: String, advice: &str) -> Error {
+        Error::Unavailable { device: self.info.address.clone(), why, advice: advice.into() }
+    }
+
+    fn apply(&self, state: &mut State<M>, answer: Answer) -> Result<Reply> {
+        match answer {
+            Answer::Configure(value) => {
+                let known = value == 0 || self.info.descriptors.configuration(value).is_some();
+                if !known {
+                    return Err(self.unavailable(format!("there is no configuration {value}"), "see `udrv usb list`"));
+                }
+                state.configuration = value;
+                state.alternates.clear();
+                state.halted.clear();
+                state.model.configured(value);
+            }
+            Answer::Alternate(interface, alternate) => {
+                let active = self.info.descriptors.configuration(state.configuration);
+                if active.is_none_or(|active| active.interface(interface, alternate).is_none()) {
+                    let why = format!("interface {interface} has no alternate setting {alternate}");
+                    return Err(self.unavailable(why, "see `udrv usb list`"));
+                }
+                state.alternates.insert(interface, alternate);
+                state.model.alternate_set(interface, alternate);
+            }
+            Answer::Halt(endpoint, true) => {
+                state.halted.insert(EndpointAddress(endpoint));
+            }
+            Answer::Halt(endpoint, false) => {
+                state.halted.remove(&EndpointAddress(endpoint));
+                state.model.halt_cleared(EndpointAddress(endpoint));
+            }
+            Answer::Now(reply) => return Ok(reply),
+            Answer::Model => {}
+        }
+        Ok(Reply::Data(Vec::new()))
+    }
+
+    fn control(&self, state: &mut State<M>, setup: &Setup, data: &[u8]) -> Reply {
+        let alternate = |interface| state.alternates.get(&interface).copied().unwrap_or(0);
+        let halted = |endpoint| state.halted.contains(&EndpointAddress(endpoint));
+        match standard::answer(&state.identity, setup, state.configuration, alternate, halted) {
+            Answer::Model => state.model.control(setup, data),
+            answer => self.apply(state, answer).unwrap_or(Reply::Stall),
+        }
+    }
+
+    fn run_control(&self, state: &mut State<M>, setup: Setup, urb: Urb) -> (Done, Completion) {
+        let outgoing = if setup.is_in() { Vec::new() } else { urb.transfer.data.clone() };
+        let requested = urb.transfer.data.len();
+        let mut completion = match self.control(state, &setup, &outgoing) {
+            Reply::Data(mut data) if setup.is_in() => {
+                let status =
+                    if data.len() > requested && !is_descriptor(&setup) { Status::Overflow } else { Status::Completed };
+                data.truncate(requested);
+                Completion { status, actual: data.len(), data, requested, packets: Vec::new() }
+            }
+            Reply::Data(_) => {
+                Completion { status: Status::Completed, actual: requested, data: outgoing, requested, packets: vec![] }
+            }
+            Reply::Nak | Reply::Stall => Completion::without_data(Status::Stall, urb.transfer.clone()),
+        };
+        let strict = urb.transfer.flags.contains(TransferFlags::SHORT_NOT_OK) && setup.is_in();
+        if strict && completion.status == Status::Completed && completion.is_short() {
+            completion.status = Status::Short;
+        }
+        (urb.done, completion)
+    }
+}
+
+/// Whether a request's length only limits what the device sends of something longer (USB 2.0, 9.4.3).
+const fn is_descriptor(setup: &Setup) -> bool {
+    setup.request_type & 0x60 == 0 && setup.request == 6
+}
+
+/// Outside of the lock: what is told may submit again.
+fn tell(ended: Ended) {
+    for (done, completion) in ended {
+        done(completion);
+    }
+}
+
+impl Urb {
+    /// Ends it with what has been moved so far.
+    fn end(self, status: Status) -> (Done, Completion) {
+        let moved = self.moved;
+        let into_host = self.transfer.is_in();
+        let mut data = self.transfer.data.clone();
+        let mut completion = Completion::without_data(status, self.transfer);
+        if into_host && completion.packets.is_empty() {
+            data.truncate(moved);
+        }
+        (completion.actual, completion.data) = (moved, data);
+        (self.done, completion)
+    }
+
+    /// Takes one packet of the device into the buffer; the status if that ends it.
+    fn take(&mut self, packet: &[u8], max_packet: usize) -> Option<Status> {
+        let room = self.transfer.data.get_mut(self.moved..).unwrap_or_default();
+        let fits = packet.len().min(room.len());
+        let (Some(to), Some(from)) = (room.get_mut(..fits), packet.get(..fits)) else { return Some(Status::Error) };
+        to.copy_from_slice(from);
+        self.moved += fits;
+        let full = self.moved == self.transfer.data.len();
+        if packet.len() > fits || packet.len() > max_packet {
+            Some(Status::Overflow)
+        } else if packet.len() < max_packet && !full && self.transfer.flags.contains(TransferFlags::SHORT_NOT_OK) {
+            Some(Status::Short)
+        } else {
+            (full || packet.len() < max_packet).then_some(Status::Completed)
+        }
+    }
+}
+
+impl<M: Model> State<M> {
+    fn endpoint(&self, info: &UsbInfo, address: EndpointAddress) -> Option<Endpoint> {
+        let active = info.descriptors.configuration(self.configuration)?;
+        let current = active
+            .interfaces
+            .iter()
+            .filter(|interface| self.alternates.get(&interface.number).copied().unwrap_or(0) == interface.alternate);
+        current.flat_map(|interface| &interface.endpoints).find(|endpoint| endpoint.address == address).cloned()
+    }
+
+    /// Moves packets on all endpoints until each is empty or answers NAK.
+    fn pump(&mut self, info: &UsbInfo) -> Ended {
+        let mut ended = Ended::new();
+        loop {
+            let mut progress = false;
+            let waiting: Vec<EndpointAddress> = self.queues.keys().copied().collect();
+            for address in waiting {
+                let Some(endpoint) = self.endpoint(info, address) else { continue };
+                let Some(mut urb) = self.queues.get_mut(&address).and_then(VecDeque::pop_front) else { continue };
+                let (moved, end) = self.step(&endpoint, &mut urb);
+                progress |= moved || end.is_some();
+                match end {
+                    Some(End::As(status)) => ended.push(urb.end(status)),
+                    Some(End::With(completion)) => ended.push((urb.done, completion)),
+                    None => self.queues.entry(address).or_default().push_front(urb),
+                }
+            }
+            self.queues.retain(|_, queue| !queue.is_empty());
+            if !progress {
+                return ended;
+            }
+        }
+    }
+
+    /// Moves packets of one transfer until NAK or its end. Whether anything moved, and how it ended.
+    fn step(&mut self, endpoint: &Endpoint, urb: &mut Urb) -> (bool, Option<End>) {
+        if let Kind::Isochronous(lengths) = &urb.transfer.kind {
+            let lengths = lengths.clone();
+            return (true, Some(End::With(self.isochronous(endpoint, urb, &lengths))));
+        }
+        let max_packet = usize::from(endpoint.max_packet).max(1);
+        let before = urb.moved;
+        loop {
+            if self.halted.contains(&endpoint.address) {
+                return (urb.moved > before, Some(End::As(Status::Stall)));
+            }
+            let end = if endpoint.address.is_in() {
+                match self.model.send(endpoint.address, max_packet) {
+                    Reply::Nak => return (urb.moved > before, None),
+                    Reply::Data(packet) => urb.take(&packet, max_packet),
+                    Reply::Stall => self.halt(endpoint.address),
+                }
+            } else {
+                let left = urb.transfer.data.get(urb.moved..).unwrap_or_default();
+                let packet = left.get(..max_packet.min(left.len())).unwrap_or_default();
+                let length = packet.len();
+                match self.model.receive(endpoint.address, packet) {
+                    Handshake::Nak => return (urb.moved > before, None),
+                    Handshake::Stall => self.halt(endpoint.address),
+                    Handshake::Ack => {
+                        urb.moved += length;
+                        let full = urb.moved == urb.transfer.data.len();
+                        let one_more = urb.transfer.flags.contains(TransferFlags::ZERO_PACKET) && length == max_packet;
+                        (full && !one_more).then_some(Status::Completed)
+                    }
+                }
+            };
+            if let Some(status) = end {
+                return (true, Some(End::As(status)));
+            }
+        }
+    }
+
+    fn halt(&mut self, endpoint: EndpointAddress) -> Option<Status> {
+        self.halted.insert(endpoint);
+        Some(Status::Stall)
+    }
+
+    /// There is no handshake: each packet goes once, whatever the model does with it.
+    fn isochronous(&mut self, endpoint: &Endpoint, urb: &mut Urb, lengths: &[u32]) -> Completion {
+        let mut packets = Vec::with_capacity(lengths.len());
+        let mut data = std::mem::take(&mut urb.transfer.data);
+        let (requested, mut start, mut sum) = (data.len(), 0usize, 0usize);
+        for &length in lengths {
+            let size = length as usize;
+            let slot = data.get_mut(start..start.saturating_add(size)).unwrap_or_default();
+            let (status, actual) = if endpoint.address.is_in() {
+                match self.model.send(endpoint.address, size) {
+                    Reply::Data(packet) => {
+                        let fits = packet.len().min(slot.len());
+                        if let (Some(to), Some(from)) = (slot.get_mut(..fits), packet.get(..fits)) {
+                            to.copy_from_slice(from);
+                        }
+                        (if packet.len() > fits { Status::Overflow } else { Status::Completed }, fits)
+                    }
+                    Reply::Nak => (Status::Completed, 0),
+                    Reply::Stall => (Status::Error, 0),
+                }
+            } else {
+                let _no_handshake = self.model.receive(endpoint.address, slot);
+                (Status::Completed, slot.len())
+            };
+            packets.push(Packet { status, length, actual: u32::try_from(actual).unwrap_or(length) });
+            start = start.saturating_add(size);
+            sum += actual;
+        }
+        Completion { status: Status::Completed, data, actual: sum, requested, packets }
+    }
+}
+
+/// How a step ended a transfer.
+enum End {
+    As(Status),
+    With(Completion),
+}
+
+impl<M: Model> UsbBackend for Software<M> {
+    fn info(&self) -> &UsbInfo {
+        &self.info
+    }
+
+    fn submit(&self, id: TransferId, transfer: Transfer, done: Done) -> std::result::Result<(), Box<Refused>> {
+        let mut state = match self.present() {
+            Ok(state) => state,
+            Err(error) => return Err(Box::new(Refused { transfer, error })),
+        };
+        let ended = if let Kind::Control(setup) = transfer.kind {
+            let urb = Urb { id, transfer, done, moved: 0 };
+            let first = self.run_control(&mut state, setup, urb);
+            let mut ended = vec![first];
+            ended.extend(state.pump(&self.info));
+            ended
+        } else if state.endpoint(&self.info, transfer.endpoint).is_some() {
+            let queue = state.queues.entry(transfer.endpoint).or_default();
+            queue.push_back(Urb { id, transfer, done, moved: 0 });
+            state.pump(&self.info)
+        } else {
+            let why = format!("there is no {} in the active settings", transfer.endpoint);
+            let error = self.unavailable(why, "set the configuration or alternate setting that has it");
+            return Err(Box::new(Refused { transfer, error }));
+        };
+        drop(state);
+        tell(ended);
+        Ok(())
+    }
+
+    fn cancel(&self, id: TransferId) {
+        let mut state = self.lock();
+        let found = state.queues.values_mut().find_map(|queue| {
+            let at = queue.iter().position(|urb| urb.id == id)?;
+            queue.remove(at)
+        });
+        // The next one may have waited behind it.
+        let mut ended: Ended = found.into_iter().map(|urb| urb.end(Status::Cancelled)).collect();
+        ended.extend(state.pump(&self.info));
+        drop(state);
+        tell(ended);
+    }
+
+    fn configuration(&self) -> Result<u8> {
+        Ok(self.present()?.configuration)
+    }
+
+    fn set_configuration(&self, value: u8) -> Result<()> {
+        let mut state = self.present()?;
+        if let Some(interface) = state.claimed.first() {
+            return Err(self.unavailable(format!("interface {interface} is claimed"), "release it first"));
+        }
+        self.apply(&mut state, Answer::Configure(value)).map(drop)
+    }
+
+    fn claim(&self, interface: u8) -> Result<()> {
+        let mut state = self.present()?;
+        let active = self.info.descriptors.configuration(state.configuration);
+        if active.is_none_or(|active| active.interface(interface, 0).is_none()) {
+            return Err(self.unavailable(format!("there is no interface {interface}"), "see `udrv usb list`"));
+        }
+        if !state.claimed.insert(interface) {
+            return Err(self.unavailable(format!("interface {interface} is claimed"), "release it first"));
+        }
+        Ok(())
+    }
+
+    fn release(&self, interface: u8) -> Result<()> {
+        let mut state = self.present()?;
+        state.claimed.remove(&interface);
+        let endpoints: Vec<EndpointAddress> = self
+            .info
+            .descriptors
+            .configuration(state.configuration)
+            .into_iter()
+            .flat_map(|active| &active.interfaces)
+            .filter(|one| one.number == interface)
+            .flat_map(|one| one.endpoints.iter().map(|endpoint| endpoint.address))
+            .collect();
+        let dropped: Vec<Urb> = endpoints.iter().filter_map(|address| state.queues.remove(address)).flatten().collect();
+        drop(state);
+        tell(dropped.into_iter().map(|urb| urb.end(Status::Cancelled)).collect());
+        Ok(())
+    }
+
+    fn set_alternate(&self, interface: u8, alternate: u8) -> Result<()> {
+        let mut state = self.present()?;
+        self.apply(&mut state, Answer::Alternate(interface, alternate)).map(drop)
+    }
+
+    fn clear_halt(&self, endpoint: EndpointAddress) -> Result<()> {
+        let mut state = self.present()?;
+        self.apply(&mut state, Answer::Halt(endpoint.0, false))?;
+        let ended = state.pump(&self.info);
+        drop(state);
+        tell(ended);
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<()> {
+        let mut state = self.present()?;
+        state.halted.clear();
+        state.alternates.clear();
+        state.model.reset();
+        let configuration = state.configuration;
+        state.model.configured(configuration);
+        let dropped: Vec<Urb> = std::mem::take(&mut state.queues).into_values().flatten().collect();
+        drop(state);
+        tell(dropped.into_iter().map(|urb| urb.end(Status::Cancelled)).collect());
+        Ok(())
+    }
+}
+
+impl<M: Model> Drop for Software<M> {
+    fn drop(&mut self) {
+        let queues = std::mem::take(&mut self.lock().queues);
+        tell(queues.into_values().flatten().map(|urb| urb.end(Status::Cancelled)).collect());
+    }
+}
