@@ -1,4 +1,4 @@
-//! `udrv run edu`.
+//! `udrv run`: which driver; the edu driver's part.
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -18,6 +18,8 @@ pub struct RunArgs {
 enum DriverArgs {
     /// The education device: factorials by interrupt, DMA both ways, latencies.
     Edu(EduArgs),
+    /// NVMe: identify, health, blocks read to a file and written from one.
+    Nvme(crate::nvme::NvmeArgs),
 }
 
 #[derive(Args)]
@@ -56,9 +58,12 @@ enum Vector {
 }
 
 pub fn run(args: RunArgs) -> Result<()> {
-    let DriverArgs::Edu(edu) = args.driver;
     let stop = Stop::default();
     crate::stop::on_signal(stop.clone())?;
+    let edu = match args.driver {
+        DriverArgs::Edu(edu) => edu,
+        DriverArgs::Nvme(nvme) => return crate::nvme::run(nvme, &stop),
+    };
     for _ in 0..edu.rounds.max(1) {
         tour(&edu, &stop)?;
         if stop.is_requested() {

@@ -62,7 +62,7 @@ impl NvmeModel {
 
     /// Figure 247.
     fn describe_controller(&self, page: &mut [u8]) {
-        put(page, 0, &[0x1d, 0x1d, 0x1d, 0x1d]);
+        put(page, 0, &[0x36, 0x1b, 0xf4, 0x1a]);
         put(page, 4, b"udrv-model          ");
         put(page, 24, b"udrv NVMe model                         ");
         put(page, 64, b"1       ");

@@ -205,12 +205,11 @@ impl NvmeModel {
 impl DeviceModel for NvmeModel {
     fn identity(&self) -> Identity {
         Identity {
-            // QEMU's numbers for its own controller would promise its behaviour: these are of nobody (PCI-SIG has not given 0x1d1d
-            // to a maker of controllers; it is used for experiments of open-channel devices).
-            vendor: 0x1d1d,
-            device: 0x5544,
-            subsystem_vendor: 0x1d1d,
-            subsystem: 0x5544,
+            // Those of QEMU's controller, which other people's drivers know; by its model number it is told apart.
+            vendor: 0x1b36,
+            device: 0x0010,
+            subsystem_vendor: 0x1af4,
+            subsystem: 0x1100,
             revision: 1,
             class: CLASS,
             bars: [Bar::Registers(BAR0_SIZE), Bar::None, Bar::None, Bar::None, Bar::None, Bar::None],
