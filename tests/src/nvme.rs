@@ -17,7 +17,7 @@ type Check = fn(&mut Controller) -> Result<()>;
 pub const CHECKS: &[(&str, Check)] = &[
     ("identify", identify),
     ("feature_set_reads_back", features),
-    ("blocks_read_are_blocks_written, by every wait", round_trips),
+    ("blocks_read_are_blocks_written, by interrupt and polled", round_trips),
     ("prp_lists_of_every_alignment", alignments),
     ("batch_rung_once_ends_whole", batch),
     ("block_beyond_the_end_is_refused", beyond_the_end),

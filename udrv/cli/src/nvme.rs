@@ -133,7 +133,7 @@ fn identify(controller: &Controller) -> Result<(), Error> {
     println!("commands   {:?}, write cache: {}", info.optional, if info.has_write_cache { "yes" } else { "no" });
     for id in controller.namespace_ids()? {
         let Namespace { blocks, block_size, .. } = controller.namespace(id)?;
-        println!("namespace  {id}: {blocks} blocks of {block_size} bytes, {} MiB", blocks * block_size >> 20);
+        println!("namespace  {id}: {blocks} blocks of {block_size} bytes, {} MiB", (blocks * block_size) >> 20);
     }
     Ok(())
 }

@@ -213,7 +213,8 @@ impl<I: Io> IoQueue<I> {
             return Err(refused("the part is not in its buffer"));
         }
         let blocks = part.len() as u64 / namespace.block_size;
-        if part.is_empty() || part.len() as u64 % namespace.block_size != 0 || !part.start.is_multiple_of(4) {
+        if part.is_empty() || !(part.len() as u64).is_multiple_of(namespace.block_size) || !part.start.is_multiple_of(4)
+        {
             return Err(refused("whole blocks are moved, from a multiple of 4 bytes on"));
         }
         // Number of Logical Blocks has 16 bits.

@@ -56,8 +56,8 @@ impl NvmeModel {
         if !all && self.namespace(namespace).is_none() {
             return Err(Outcome::INVALID_NAMESPACE);
         }
-        let wanted = self.namespaces.iter().zip(1..).filter(|(_, id)| all || *id == namespace);
-        wanted.map(|(backing, _)| backing.flush().map_err(|_| Outcome::INTERNAL_ERROR)).collect()
+        let mut wanted = self.namespaces.iter().zip(1..).filter(|(_, id)| all || *id == namespace);
+        wanted.try_for_each(|(backing, _)| backing.flush().map_err(|_| Outcome::INTERNAL_ERROR))
     }
 }
 
