@@ -57,6 +57,8 @@ pub mod cns {
     pub const CONTROLLER: u32 = 0x01;
     /// The active namespaces above the one given.
     pub const NAMESPACE_LIST: u32 = 0x02;
+    /// The names of one namespace.
+    pub const NAMESPACE_DESCRIPTORS: u32 = 0x03;
 }
 
 /// Log pages (5.14.1).

@@ -131,6 +131,20 @@ fn identify_namespaces_answers_by_figure_245() {
 }
 
 #[test]
+fn namespaces_are_named_by_uuids_that_differ() {
+    let mut nvme = Nvme::enabled();
+    let mut names = Vec::new();
+    for namespace in [1, 2] {
+        assert_eq!(nvme.admin(0x06, namespace, 3, 0), 0);
+        assert_eq!(nvme.dword(0x8000), 0x0000_1003, "NIDT 3h, NIDL 16");
+        assert_eq!(nvme.dword(0x8014), 0, "the end of the list");
+        names.push([0x8004, 0x8008, 0x800c, 0x8010].map(|at| nvme.dword(at)));
+    }
+    assert_ne!(names[0], names[1]);
+    assert_eq!(nvme.admin(0x06, 3, 3, 0), 0x0b, "Invalid Namespace or Format");
+}
+
+#[test]
 fn what_is_not_there_is_refused_with_its_own_status() {
     let mut nvme = Nvme::enabled();
     assert_eq!(nvme.admin(0x7f, 0, 0, 0), 0x01, "Invalid Command Opcode");

@@ -55,6 +55,10 @@ impl NvmeModel {
                     at.copy_from_slice(&id.to_le_bytes());
                 }
             }
+            cns::NAMESPACE_DESCRIPTORS if self.namespace(command.namespace()).is_none() => {
+                return Err(Outcome::INVALID_NAMESPACE);
+            }
+            cns::NAMESPACE_DESCRIPTORS => name_namespace(&mut page, command.namespace()),
             _ => return Err(Outcome::INVALID_FIELD),
         }
         prp::send(command.prps(), &page, bus).map(|()| 0)
@@ -242,6 +246,13 @@ fn describe_namespace(page: &mut [u8], blocks: u64, block_power: u8) {
     // DLFEAT: what is deallocated reads as zeros.
     put(page, 33, &[0b001]);
     put(page, 128, &[0, 0, block_power, 0]);
+}
+
+/// A list of one descriptor: type UUID, 16 bytes (5.15.2.4, figure 249). Since revision 1.3 every namespace has a name that stays.
+fn name_namespace(page: &mut [u8], id: u32) {
+    put(page, 0, &[0x03, 16]);
+    put(page, 4, &[0x6f, 0x1d, 0x1d, 0x1d, 0, 0, 0x40, 0, 0x80, 0, 0x75, 0x64]);
+    put(page, 16, &id.to_be_bytes());
 }
 
 fn firmware_page() -> Vec<u8> {
