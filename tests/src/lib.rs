@@ -2,4 +2,5 @@
 #![forbid(unsafe_code)]
 
 pub mod broken;
+pub mod nvme;
 pub mod vectors;

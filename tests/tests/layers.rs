@@ -139,7 +139,7 @@ fn stub_does_not_reach_the_runtime() {
 fn runtime_does_not_reach_stub_or_models() {
     let reached = reached_from("udrv");
     assert!(reached.contains("udrv-backend"), "the tree has not been understood: {reached:?}");
-    for package in ["stub-driver", "udrv-model", "udrv-edu"] {
+    for package in ["stub-driver", "udrv-model", "udrv-edu", "udrv-nvme"] {
         assert!(!reached.contains(package), "{package} is reached: {reached:?}");
     }
 }

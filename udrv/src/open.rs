@@ -12,6 +12,9 @@ pub fn open(address: &str) -> Result<AnyBackend> {
     match address.split_once(':') {
         Some(("pci", bdf)) => Ok(Arc::new(udrv_vfio::VfioBackend::open(bdf.parse()?)?)),
         Some(("unix", path)) => Ok(Arc::new(crate::vfio_user::Client::connect(Path::new(path))?)),
-        _ => Err(Error::BadAddress { given: address.into(), expected: "pci:DDDD:BB:DD.F, unix:PATH or model:edu" }),
+        _ => Err(Error::BadAddress {
+            given: address.into(),
+            expected: "pci:DDDD:BB:DD.F, unix:PATH, model:edu or model:nvme",
+        }),
     }
 }

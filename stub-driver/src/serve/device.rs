@@ -16,6 +16,8 @@ pub enum DeviceAddress {
     Pci(Bdf),
     /// The software model of the education device.
     ModelEdu,
+    /// The software model of an NVMe controller.
+    ModelNvme,
 }
 
 impl FromStr for DeviceAddress {
@@ -25,8 +27,11 @@ impl FromStr for DeviceAddress {
         match text.split_once(':') {
             Some(("pci", bdf)) => bdf.parse().map(Self::Pci).map_err(|error: Error| error.to_string()),
             Some(("model", "edu")) => Ok(Self::ModelEdu),
-            Some(("model", name)) => Err(format!("no model is called `{name}`: expected model:edu")),
-            _ => Err(format!("`{text}` is nothing to serve: expected pci:BDF such as pci:0000:03:00.0, or model:edu")),
+            Some(("model", "nvme")) => Ok(Self::ModelNvme),
+            Some(("model", name)) => Err(format!("no model is called `{name}`: expected model:edu or model:nvme")),
+            _ => Err(format!(
+                "`{text}` is nothing to serve: expected pci:BDF such as pci:0000:03:00.0, model:edu or model:nvme"
+            )),
         }
     }
 }
@@ -36,6 +41,7 @@ impl fmt::Display for DeviceAddress {
         match self {
             Self::Pci(bdf) => write!(f, "pci:{bdf}"),
             Self::ModelEdu => f.write_str("model:edu"),
+            Self::ModelNvme => f.write_str("model:nvme"),
         }
     }
 }
@@ -46,6 +52,7 @@ impl DeviceAddress {
         match self {
             Self::Pci(bdf) => bdf.to_string(),
             Self::ModelEdu => "edu".into(),
+            Self::ModelNvme => "nvme".into(),
         }
     }
 }
@@ -80,6 +87,7 @@ pub(super) fn export(planned: &Planned) -> Result<Export> {
     let name = planned.address.name();
     let export = match planned.address {
         DeviceAddress::ModelEdu => Export::shared(&name, Arc::new(udrv_edu::model::edu())),
+        DeviceAddress::ModelNvme => Export::shared(&name, Arc::new(udrv_nvme::model::nvme()?)),
         DeviceAddress::Pci(bdf) if planned.per_lease => {
             Export::opened_by(&name, &planned.address.to_string(), move || {
                 let taken = Taken::take(bdf)?;
@@ -118,7 +126,7 @@ pub(super) fn describe(address: DeviceAddress, device: &dyn Backend) -> Result<S
         (Some(_), DeviceAddress::Pci(bdf)) => {
             format!("reset between drivers ({})", Sysfs::default().device(bdf)?.reset_methods.join(", "))
         }
-        (Some(_), DeviceAddress::ModelEdu) => "reset between drivers".into(),
+        (Some(_), DeviceAddress::ModelEdu | DeviceAddress::ModelNvme) => "reset between drivers".into(),
     });
     Ok(parts.join(", "))
 }

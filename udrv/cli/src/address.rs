@@ -8,7 +8,10 @@ use udrv_backend::{AnyBackend, Error};
 pub fn open(address: &str) -> Result<AnyBackend> {
     match address.strip_prefix("model:") {
         Some("edu") => Ok(Arc::new(udrv_edu::model::edu())),
-        Some(_) => Err(Error::BadAddress { given: address.into(), expected: "a model there is: model:edu" }.into()),
+        Some("nvme") => Ok(Arc::new(udrv_nvme::model::nvme()?)),
+        Some(_) => {
+            Err(Error::BadAddress { given: address.into(), expected: "a model there is: model:edu, model:nvme" }.into())
+        }
         None => Ok(udrv::open(address)?),
     }
 }

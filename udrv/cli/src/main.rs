@@ -3,6 +3,8 @@
 mod address;
 mod capability;
 mod info;
+mod nvme;
+mod progress;
 mod run;
 mod stop;
 mod usb;
@@ -16,9 +18,9 @@ use std::process::ExitCode;
     version,
     about = "Run native drivers as ordinary processes",
     after_help = "Device addresses:\n  pci:0000:03:00.0     kernel VFIO, in this process (bind it first: stub-driver bind)\n  \
-unix:PATH            the stub, or any other vfio-user server\n  model:edu            software, in this process\n\n\
+unix:PATH            the stub, or any other vfio-user server\n  model:edu, model:nvme software, in this process\n\n\
 Examples:\n  udrv run edu --device model:edu\n  udrv run edu --device unix:/run/udrv/edu.sock --irq signal\n  \
-udrv info unix:/run/udrv/0000:03:00.0.sock"
+udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -1,4 +1,4 @@
-//! `udrv run edu`.
+//! `udrv run`: which driver; the edu driver's part.
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -22,6 +22,8 @@ enum DriverArgs {
     UsbStorage(crate::usb::storage::StorageArgs),
     /// USB keyboard, boot protocol: show the keys.
     UsbKeyboard(crate::usb::keyboard::KeyboardArgs),
+    /// NVMe: identify, health, blocks read to a file and written from one.
+    Nvme(crate::nvme::NvmeArgs),
 }
 
 #[derive(Args)]
@@ -62,15 +64,24 @@ enum Vector {
 }
 
 pub fn run(args: RunArgs) -> Result<()> {
-    let edu = match args.driver {
-        DriverArgs::Edu(edu) => edu,
-        DriverArgs::UsbKeyboard(args) => return crate::usb::keyboard::run(&args),
-        DriverArgs::UsbStorage(args) => return crate::usb::storage::run(&args),
-    };
+    match args.driver {
+        DriverArgs::Edu(args) => edu(&args),
+        DriverArgs::Nvme(args) => {
+            let stop = Stop::default();
+            crate::stop::on_signal(stop.clone())?;
+            crate::nvme::run(args, &stop)
+        }
+        // These give their device back on a signal, each in its own way.
+        DriverArgs::UsbKeyboard(args) => crate::usb::keyboard::run(&args),
+        DriverArgs::UsbStorage(args) => crate::usb::storage::run(&args),
+    }
+}
+
+fn edu(edu: &EduArgs) -> Result<()> {
     let stop = Stop::default();
     crate::stop::on_signal(stop.clone())?;
     for _ in 0..edu.rounds.max(1) {
-        tour(&edu, &stop)?;
+        tour(edu, &stop)?;
         if stop.is_requested() {
             break;
         }

@@ -1,0 +1,168 @@
+//! Reading and writing by one call, and the commands without data of ours.
+
+use super::Io;
+use super::identify::Namespace;
+use super::queue::{Data, Done, IoQueue};
+use crate::command::{Command, Outcome, nvm};
+use udrv::dma::ToDevice;
+use udrv_backend::{Error, Result};
+
+/// How often a command is tried that ended only because this side ended it.
+const ATTEMPTS: u32 = 3;
+
+/// Blocks of a namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// The first.
+    pub lba: u64,
+    /// How many.
+    pub blocks: u32,
+}
+
+impl<I: Io> IoQueue<I> {
+    /// Reads whole blocks, of any number, through a buffer of the queue's own.
+    ///
+    /// # Errors
+    /// [`Error::Protocol`] with the status if a command fails; [`Error::DmaRange`] unless `into` is whole blocks; as
+    /// [`IoQueue::wait`].
+    pub fn read(&mut self, namespace: &Namespace, lba: u64, into: &mut [u8]) -> Result<()> {
+        let chunk = self.chunk(namespace);
+        let mut at = lba;
+        for part in into.chunks_mut(chunk) {
+            let blocks = part.len() as u64 / namespace.block_size;
+            self.retry("Read", |queue| {
+                let bounce = match queue.read_bounce.take() {
+                    Some(bounce) => bounce,
+                    None => queue.shared.pool.alloc(chunk)?,
+                };
+                queue.submit_read(namespace, at, bounce, 0..part.len())?;
+                let done = queue.only()?;
+                if let Data::Read(bounce) = done.data {
+                    if done.outcome.is_success() {
+                        bounce.read(0, part)?;
+                    }
+                    queue.read_bounce = Some(bounce);
+                }
+                Ok(done.outcome)
+            })?;
+            at = at.saturating_add(blocks);
+        }
+        Ok(())
+    }
+
+    /// Writes whole blocks, of any number, through a buffer of the queue's own.
+    ///
+    /// # Errors
+    /// As [`IoQueue::read`].
+    pub fn write(&mut self, namespace: &Namespace, lba: u64, from: &[u8]) -> Result<()> {
+        let chunk = self.chunk(namespace);
+        let mut at = lba;
+        for part in from.chunks(chunk) {
+            let blocks = part.len() as u64 / namespace.block_size;
+            self.retry("Write", |queue| {
+                let mut bounce = match queue.write_bounce.take() {
+                    Some(bounce) => bounce,
+                    None => queue.shared.pool.alloc(chunk)?,
+                };
+                bounce.write(0, part)?;
+                queue.submit_write(namespace, at, bounce, 0..part.len())?;
+                let done = queue.only()?;
+                if let Data::Written(bounce) = done.data {
+                    queue.write_bounce = Some(bounce);
+                }
+                Ok(done.outcome)
+            })?;
+            at = at.saturating_add(blocks);
+        }
+        Ok(())
+    }
+
+    /// What has been written is on the medium when this returns (6.8).
+    ///
+    /// # Errors
+    /// As [`IoQueue::read`].
+    pub fn flush(&mut self, namespace: &Namespace) -> Result<()> {
+        self.plain("Flush", Command::new(nvm::FLUSH, namespace.id))
+    }
+
+    /// Blocks read as zeros from now on, without any being sent (6.16).
+    ///
+    /// # Errors
+    /// As [`IoQueue::read`].
+    pub fn write_zeroes(&mut self, namespace: &Namespace, range: Range) -> Result<()> {
+        let mut left = range;
+        while left.blocks > 0 {
+            let blocks = left.blocks.min(1 << 16);
+            let command = Command::new(nvm::WRITE_ZEROES, namespace.id).lba(left.lba).cdw12(blocks - 1);
+            self.plain("Write Zeroes", command)?;
+            left = Range { lba: left.lba.saturating_add(blocks.into()), blocks: left.blocks - blocks };
+        }
+        Ok(())
+    }
+
+    /// Dataset Management with Deallocate (6.7): the blocks' contents are needed no more.
+    ///
+    /// # Errors
+    /// As [`IoQueue::read`].
+    pub fn trim(&mut self, namespace: &Namespace, ranges: &[Range]) -> Result<()> {
+        const DEALLOCATE: u32 = 1 << 2;
+        for some in ranges.chunks(256) {
+            let mut list = Vec::with_capacity(16 * some.len());
+            for range in some {
+                list.extend([0; 4]);
+                list.extend(range.blocks.to_le_bytes());
+                list.extend(range.lba.to_le_bytes());
+            }
+            let command = Command::new(nvm::DATASET_MANAGEMENT, namespace.id);
+            let command = command.cdw10(some.len() as u32 - 1).cdw11(DEALLOCATE);
+            self.retry("Dataset Management", |queue| {
+                let mut buffer = queue.shared.pool.alloc::<ToDevice>(list.len())?;
+                buffer.write(0, &list)?;
+                queue.submit_list(command, buffer)?;
+                Ok(queue.only()?.outcome)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn plain(&mut self, name: &str, command: Command) -> Result<()> {
+        self.retry(name, |queue| {
+            queue.submit_plain(command)?;
+            Ok(queue.only()?.outcome)
+        })
+    }
+
+    /// Most bytes at a time, in whole blocks.
+    fn chunk(&self, namespace: &Namespace) -> usize {
+        let block = namespace.block_size as usize;
+        (self.max_transfer / block).clamp(1, 1 << 16) * block
+    }
+
+    /// Waits for the one command that is outstanding.
+    fn only(&mut self) -> Result<Done> {
+        let mut found = None;
+        self.wait(|done| found = Some(done))?;
+        found.ok_or_else(|| self.shared.protocol("no completion".into(), "the one that was waited for"))
+    }
+
+    fn retry(&mut self, name: &str, mut attempt: impl FnMut(&mut Self) -> Result<Outcome>) -> Result<()> {
+        if self.outstanding() > 0 {
+            return Err(Error::Unavailable {
+                device: self.shared.device.info().address.clone(),
+                why: format!("{} submitted commands are outstanding in I/O queue {}", self.outstanding(), self.id()),
+                advice: "wait for them before a blocking call".into(),
+            });
+        }
+        let mut last = Outcome::SUCCESS;
+        for _ in 0..ATTEMPTS {
+            last = attempt(self)?;
+            if last.is_success() {
+                return Ok(());
+            }
+            if !last.is_ended_by_host() {
+                break;
+            }
+        }
+        Err(self.shared.protocol(format!("{last} to {name}"), "success"))
+    }
+}

@@ -1,0 +1,128 @@
+//! One submission queue and its completion queue, in memory and at their doorbells (4.1): no commands' meaning, no waiting.
+
+use crate::command::{COMMAND_SIZE, COMPLETION_SIZE, Command, Completion};
+use crate::registers::{completion_doorbell, submission_doorbell};
+use std::sync::Arc;
+use udrv::dma::{Coherent, Pool};
+use udrv::mmio::Io;
+use udrv::mmio::order::{dma_rmb, dma_wmb};
+use udrv_backend::Result;
+use udrv_backend::register::{Register, WriteOnly};
+
+pub(super) struct Ring<I> {
+    io: Arc<I>,
+    commands: Coherent,
+    completions: Coherent,
+    entries: u16,
+    /// Where the next command goes.
+    tail: u16,
+    /// What the controller was last told of it.
+    rung: u16,
+    /// Where the next completion comes.
+    head: u16,
+    /// Its phase tag once it has come: inverted at each pass (4.6).
+    phase: bool,
+    /// Whether completions were taken that the controller has not been told of.
+    taken: bool,
+    submission: Register<u32, WriteOnly>,
+    completion: Register<u32, WriteOnly>,
+}
+
+impl<I: Io> Ring<I> {
+    /// Queue `queue`, with `entries` of each kind, 2 at least.
+    pub(super) fn new(io: &Arc<I>, pool: &Pool, queue: u16, entries: u16, stride: u64) -> Result<Self> {
+        Ok(Self {
+            io: Arc::clone(io),
+            commands: pool.alloc_coherent(usize::from(entries) * COMMAND_SIZE)?,
+            completions: pool.alloc_coherent(usize::from(entries) * COMPLETION_SIZE)?,
+            entries,
+            tail: 0,
+            rung: 0,
+            head: 0,
+            phase: true,
+            taken: false,
+            submission: submission_doorbell(queue, stride),
+            completion: completion_doorbell(queue, stride),
+        })
+    }
+
+    pub(super) const fn entries(&self) -> u16 {
+        self.entries
+    }
+
+    /// Bus addresses of the submission and of the completion queue.
+    pub(super) const fn addresses(&self) -> [u64; 2] {
+        [self.commands.iova(), self.completions.iova()]
+    }
+
+    /// As new, for a controller that has been reset and knows of no queue.
+    pub(super) fn clear(&mut self) -> Result<()> {
+        for at in 0..usize::from(self.entries) {
+            self.completions.write(at * COMPLETION_SIZE + 12, 0u32)?;
+        }
+        (self.tail, self.rung, self.head) = (0, 0, 0);
+        (self.phase, self.taken) = (true, false);
+        Ok(())
+    }
+
+    /// Puts a command into the queue; the controller is told by [`Ring::ring`]. The caller sees to it that fewer are
+    /// outstanding than there are entries.
+    #[inline]
+    pub(super) fn push(&mut self, command: &Command) -> Result<()> {
+        let at = usize::from(self.tail) * COMMAND_SIZE;
+        let (pairs, _) = command.0.as_chunks::<2>();
+        for (index, [low, high]) in pairs.iter().enumerate() {
+            self.commands.write(at + 8 * index, u64::from(*low) | u64::from(*high) << 32)?;
+        }
+        self.tail = self.after(self.tail);
+        Ok(())
+    }
+
+    /// Tells the controller of all commands since the last time, by one write.
+    #[inline]
+    pub(super) fn ring(&mut self) -> Result<()> {
+        if self.rung == self.tail {
+            return Ok(());
+        }
+        dma_wmb();
+        self.rung = self.tail;
+        self.io.write(self.submission, u32::from(self.tail))
+    }
+
+    /// Whether a completion has come.
+    #[inline]
+    pub(super) fn has_completion(&self) -> Result<bool> {
+        let status: u32 = self.completions.read(usize::from(self.head) * COMPLETION_SIZE + 12)?;
+        Ok((status >> 16 & 1 != 0) == self.phase)
+    }
+
+    /// The next completion, if it has come; the controller is told by [`Ring::release`].
+    #[inline]
+    pub(super) fn pop(&mut self) -> Result<Option<Completion>> {
+        if !self.has_completion()? {
+            return Ok(None);
+        }
+        // The tag, then what it stands for.
+        dma_rmb();
+        let at = usize::from(self.head) * COMPLETION_SIZE;
+        let dword = |index: usize| self.completions.read(at + 4 * index);
+        let completion = Completion::from_dwords(dword(0)?, dword(2)?, dword(3)?);
+        self.head = self.after(self.head);
+        self.phase ^= self.head == 0;
+        self.taken = true;
+        Ok(Some(completion))
+    }
+
+    /// Gives the entries of all completions taken so far back to the controller, by one write.
+    #[inline]
+    pub(super) fn release(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.taken) {
+            return Ok(());
+        }
+        self.io.write(self.completion, u32::from(self.head))
+    }
+
+    const fn after(&self, index: u16) -> u16 {
+        if index + 1 == self.entries { 0 } else { index + 1 }
+    }
+}

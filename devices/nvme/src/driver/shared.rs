@@ -1,0 +1,211 @@
+//! What the controller and its I/O queues share: the registers, and the admin queue, through which queues are made, commands
+//! aborted, and the controller is reset.
+
+use super::ring::Ring;
+use crate::command::{Command, Completion, Outcome, PAGE, admin, feature};
+use crate::registers::{ACQ, AQA, ASQ, CC, CSTS, Capabilities, Configuration, Status};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use udrv::clock::Deadline;
+use udrv::dma::{FromDevice, Pool};
+use udrv::irq::IrqDomain;
+use udrv::mmio::Io;
+use udrv_backend::{AnyBackend, Error, Result};
+
+/// Entries of the admin queues. One command is outstanding at a time.
+const ADMIN_ENTRIES: u16 = 32;
+/// Longest wait for an admin command. None that is used here takes a controller long.
+const ADMIN_PATIENCE: Duration = Duration::from_secs(5);
+/// Longest wait for a shutdown, where the controller does not say (RTD3E is 0): flash has to be written first.
+const SHUTDOWN_PATIENCE: Duration = Duration::from_secs(10);
+
+pub(super) struct Shared<I: Io> {
+    pub(super) device: AnyBackend,
+    pub(super) io: Arc<I>,
+    pub(super) irqs: IrqDomain,
+    pub(super) pool: Pool,
+    pub(super) capabilities: Capabilities,
+    admin: Mutex<Admin<I>>,
+    /// How often the controller has been reset: a queue made before the last time exists no more.
+    generation: AtomicU64,
+}
+
+struct Admin<I> {
+    ring: Ring<I>,
+    next: u16,
+    /// I/O queue pairs that are asked for, after each reset.
+    queues: u16,
+}
+
+impl<I: Io> Shared<I> {
+    /// Resets the controller and enables it with an admin queue (7.6.1).
+    pub(super) fn bring_up(
+        device: &AnyBackend,
+        io: Arc<I>,
+        irqs: IrqDomain,
+        pool: Pool,
+        capabilities: Capabilities,
+    ) -> Result<Self> {
+        // A driver before us may have left it running on memory that is now ours.
+        disable(&*io, capabilities)?;
+        let ring = Ring::new(&io, &pool, 0, ADMIN_ENTRIES, capabilities.doorbell_stride())?;
+        enable(&*io, capabilities, &ring)?;
+        let admin = Mutex::new(Admin { ring, next: 0, queues: 1 });
+        let device = Arc::clone(device);
+        Ok(Self { device, io, irqs, pool, capabilities, admin, generation: AtomicU64::new(0) })
+    }
+
+    fn admin(&self) -> MutexGuard<'_, Admin<I>> {
+        self.admin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[inline]
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// The error for a command that failed, or for an answer that is none.
+    pub(super) fn protocol(&self, found: String, expected: &str) -> Error {
+        Error::Protocol { peer: self.device.info().address.clone(), found, expected: expected.into() }
+    }
+
+    /// An admin command without data. Its Dword 0.
+    pub(super) fn execute(&self, name: &str, command: Command) -> Result<u32> {
+        let completion = self.complete(name, command)?;
+        self.succeeded(name, completion)
+    }
+
+    /// An admin command that answers with `length` bytes, up to a page.
+    pub(super) fn execute_in(&self, name: &str, command: Command, length: usize) -> Result<Vec<u8>> {
+        let buffer = self.pool.alloc::<FromDevice>(PAGE as usize)?.submit();
+        // If it does not end in time the buffer stays the controller's.
+        let completion = self.complete(name, command.data([buffer.iova(), 0]))?;
+        let buffer = buffer.complete();
+        self.succeeded(name, completion)?;
+        let mut data = vec![0; length.min(PAGE as usize)];
+        buffer.read(0, &mut data)?;
+        Ok(data)
+    }
+
+    fn succeeded(&self, name: &str, completion: Completion) -> Result<u32> {
+        if completion.outcome.is_success() {
+            return Ok(completion.result);
+        }
+        Err(self.protocol(format!("{} to {name}", completion.outcome), "success"))
+    }
+
+    fn complete(&self, name: &str, command: Command) -> Result<Completion> {
+        self.complete_by(&mut self.admin(), name, command)
+    }
+
+    fn complete_by(&self, Admin { ring, next, .. }: &mut Admin<I>, name: &str, command: Command) -> Result<Completion> {
+        let id = *next;
+        *next = next.wrapping_add(1);
+        ring.push(&command.identified(id))?;
+        ring.ring()?;
+        let mut found = None;
+        let ended = Deadline::after(ADMIN_PATIENCE).poll(&format!("the completion of {name}"), || {
+            // One of a command that was given up is passed over.
+            found = ring.pop()?.filter(|completion| completion.id == id);
+            ring.release()?;
+            Ok(found.is_some())
+        });
+        if let Err(error) = ended {
+            self.check_alive()?;
+            return Err(error);
+        }
+        found.ok_or_else(|| self.protocol("nothing".into(), "a completion"))
+    }
+
+    /// Whether the device is there: one that is not reads as all ones.
+    pub(super) fn check_alive(&self) -> Result<Status> {
+        let status = self.io.read(CSTS)?;
+        self.io.alive()?;
+        if status.bits() == u32::MAX {
+            let why = "CSTS reads as all ones".into();
+            return Err(Error::Gone { device: self.device.info().address.clone(), why });
+        }
+        Ok(status)
+    }
+
+    /// Abort (5.1). Whether the controller says that it did; the command then ends, in its own queue, as aborted.
+    pub(super) fn abort(&self, queue: u16, command: u16) -> Result<bool> {
+        let abort = Command::new(admin::ABORT, 0).cdw10(u32::from(queue) | u32::from(command) << 16);
+        Ok(self.execute("Abort", abort)? & 1 == 0)
+    }
+
+    /// Resets the controller (7.3.2), unless somebody has since `seen`. All queues are gone after it, and all commands
+    /// that were outstanding will never complete: each queue answers its own when it next looks.
+    pub(super) fn reset(&self, seen: u64) -> Result<()> {
+        let mut admin = self.admin();
+        if self.generation() != seen {
+            return Ok(());
+        }
+        disable(&*self.io, self.capabilities)?;
+        // Only now is the controller done with everybody's memory.
+        self.generation.store(seen + 1, Ordering::Release);
+        admin.ring.clear()?;
+        enable(&*self.io, self.capabilities, &admin.ring)?;
+        self.allocate_queues(&mut admin).map(drop)
+    }
+
+    /// Number of Queues (5.21.1.7): how many of `wanted` I/O queue pairs the controller gives, now and after each reset.
+    pub(super) fn number_of_queues(&self, wanted: u16) -> Result<u16> {
+        let mut admin = self.admin();
+        admin.queues = wanted.max(1);
+        self.allocate_queues(&mut admin)
+    }
+
+    fn allocate_queues(&self, admin: &mut Admin<I>) -> Result<u16> {
+        let name = "Set Features (Number of Queues)";
+        let last = u32::from(admin.queues - 1);
+        let command = Command::new(admin::SET_FEATURES, 0).cdw10(u32::from(feature::NUMBER_OF_QUEUES));
+        let completion = self.complete_by(admin, name, command.cdw11(last << 16 | last))?;
+        let given = self.succeeded(name, completion)?;
+        Ok((given as u16).min((given >> 16) as u16).saturating_add(1).min(admin.queues))
+    }
+
+    /// Shuts the controller down (7.6.2).
+    pub(super) fn shut_down(&self) -> Result<()> {
+        let _admin = self.admin();
+        let configuration = self.io.read(CC)? - Configuration::SHUTDOWN_MASK;
+        self.io.write(CC, configuration | Configuration::SHUTDOWN_NORMAL)?;
+        let done = || Ok(self.io.read(CSTS)? & Status::SHUTDOWN_MASK == Status::SHUTDOWN_COMPLETE);
+        Deadline::after(SHUTDOWN_PATIENCE).poll("the end of the shutdown (CSTS.SHST 10b)", done)?;
+        disable(&*self.io, self.capabilities)
+    }
+}
+
+impl<I: Io> Drop for Shared<I> {
+    fn drop(&mut self) {
+        // Before the queues' memory is taken away. A controller that does not listen is stopped by its IOMMU.
+        let _ = disable(&*self.io, self.capabilities);
+    }
+}
+
+/// CC.EN to 0, and the wait for CSTS.RDY, bounded by CAP.TO (3.1.5).
+fn disable(io: &impl Io, capabilities: Capabilities) -> Result<()> {
+    io.write(CC, Configuration::empty())?;
+    wait_for_ready(io, capabilities, false)
+}
+
+/// CC.EN to 1, with the admin queue.
+fn enable<I: Io>(io: &I, capabilities: Capabilities, ring: &Ring<I>) -> Result<()> {
+    let last = u32::from(ring.entries() - 1);
+    let [commands, completions] = ring.addresses();
+    io.write(AQA, last << 16 | last)?;
+    io.write(ASQ, commands)?;
+    io.write(ACQ, completions)?;
+    let sizes = Configuration::COMMANDS_OF_64 | Configuration::COMPLETIONS_OF_16;
+    io.write(CC, sizes | Configuration::ENABLE)?;
+    wait_for_ready(io, capabilities, true)
+}
+
+fn wait_for_ready(io: &impl Io, capabilities: Capabilities, ready: bool) -> Result<()> {
+    let what = format!("CSTS.RDY going to {}, by CAP.TO,", u8::from(ready));
+    Deadline::after(capabilities.timeout()).poll(&what, || Ok(io.read(CSTS)?.contains(Status::READY) == ready))
+}
+
+/// What a queue answers for a command that a reset ended.
+pub(super) const ENDED_BY_RESET: Outcome = Outcome::ABORTED_BY_HOST;

@@ -1,0 +1,33 @@
+//! The driver as the host runs it: brought up, given one job, shut down.
+
+use super::{Controller, REGISTERS};
+use udrv::host::{Context, Driver};
+use udrv::mmio::Window;
+use udrv_backend::{RegionIndex, Result};
+
+/// What to do with the controller.
+pub type Job = Box<dyn FnOnce(&mut Controller, &Context) -> Result<()> + Send>;
+
+/// One job on one controller.
+pub struct Task {
+    controller: Controller,
+    job: Option<Job>,
+}
+
+impl Driver for Task {
+    type Config = Job;
+
+    fn probe(context: &Context, job: Job) -> Result<Self> {
+        let window = Window::<REGISTERS>::open(&context.device, RegionIndex::BAR0)?;
+        let controller = Controller::attach(&context.device, window, &context.irqs, 1)?;
+        Ok(Self { controller, job: Some(job) })
+    }
+
+    fn run(&mut self, context: &Context) -> Result<()> {
+        self.job.take().map_or(Ok(()), |job| job(&mut self.controller, context))
+    }
+
+    fn remove(self, _context: &Context) -> Result<()> {
+        self.controller.shut_down()
+    }
+}
