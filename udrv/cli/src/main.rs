@@ -2,6 +2,7 @@
 
 mod address;
 mod capability;
+mod faults;
 mod info;
 mod run;
 mod stop;
@@ -28,6 +29,8 @@ struct Cli {
 enum Command {
     /// Run a guest driver on a device.
     Run(run::RunArgs),
+    /// Run a guest driver once for each fault of a catalogue, and show which it survives.
+    Faults(faults::FaultsArgs),
     /// Show regions, interrupts and capabilities of a device.
     Info(info::InfoArgs),
 }
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Run(args) => run::run(args),
+        Command::Faults(args) => faults::run(&args),
         Command::Info(args) => info::run(&args),
     };
     match outcome {
