@@ -6,6 +6,7 @@ mod faults;
 mod info;
 mod run;
 mod stop;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -31,6 +32,8 @@ enum Command {
     Run(run::RunArgs),
     /// Run a guest driver once for each fault of a catalogue, and show which it survives.
     Faults(faults::FaultsArgs),
+    /// Look at what `udrv run --record` has recorded.
+    Trace(trace::TraceArgs),
     /// Show regions, interrupts and capabilities of a device.
     Info(info::InfoArgs),
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Run(args) => run::run(args),
         Command::Faults(args) => faults::run(&args),
+        Command::Trace(args) => trace::run(args),
         Command::Info(args) => info::run(&args),
     };
     match outcome {

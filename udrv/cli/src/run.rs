@@ -3,8 +3,10 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use udrv::debug::fault::Faulty;
+use udrv::debug::trace::{Options, Recorder};
 use udrv::host::{Ended, Host, Report, Stop};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
@@ -42,6 +44,15 @@ struct EduArgs {
     /// What is wrong with the device: a file of `[[fault]]` tables, or seed:NUMBER.
     #[arg(long, value_name = "PLAN")]
     faults: Option<String>,
+    /// Record what passes between driver and device into this file (see udrv trace). Registers are then not mapped.
+    #[arg(long, value_name = "FILE", conflicts_with = "rounds")]
+    record: Option<PathBuf>,
+    /// Record also what the device writes into memory: what it takes to replay a driver that looks at it.
+    #[arg(long, requires = "record")]
+    record_dma: bool,
+    /// Room for this many events in the recording, 32 bytes each; those that follow are only counted.
+    #[arg(long, requires = "record", default_value_t = Options::default().events)]
+    record_events: u64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -77,6 +88,10 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     let mut device = crate::address::open(&args.device)?;
     if let Some(plan) = &args.faults {
         device = Arc::new(Faulty::new(device, crate::faults::plan(plan)?)?);
+    }
+    if let Some(file) = &args.record {
+        let options = Options { events: args.record_events, dma_contents: args.record_dma };
+        device = Arc::new(Recorder::new(device, file, options)?);
     }
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,

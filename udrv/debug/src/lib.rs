@@ -6,4 +6,5 @@
 
 pub mod fault;
 mod relay;
+pub mod trace;
 mod watch;
