@@ -17,7 +17,8 @@ use std::process::ExitCode;
     version,
     about = "Run native drivers as ordinary processes",
     after_help = "Device addresses:\n  pci:0000:03:00.0     kernel VFIO, in this process (bind it first: stub-driver bind)\n  \
-unix:PATH            the stub, or any other vfio-user server\n  model:edu            software, in this process\n\n\
+unix:PATH            the stub, or any other vfio-user server\n  model:edu            software, in this process\n  \
+replay:FILE          what udrv run --record has recorded\n\n\
 Examples:\n  udrv run edu --device model:edu\n  udrv run edu --device unix:/run/udrv/edu.sock --irq signal\n  \
 udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]

@@ -162,7 +162,8 @@ fn as_text(trace: &Trace, event: &Event, colour: bool) -> String {
         What::Mask { index, vector, masked } => {
             format!("{} {index} vector {vector}", if *masked { "mask " } else { "open " })
         }
-        What::Map { iova, size } => format!("map   {iova:#x}+{size:#x}"),
+        What::Map { iova, size, outcome: Outcome::Done } => format!("map   {iova:#x}+{size:#x}"),
+        What::Map { iova, outcome, .. } => paint("31", &format!("map   {iova:#x} {outcome:?}")),
         What::Unmap { iova, size } => format!("unmap {iova:#x}+{size:#x}"),
         What::Data { iova, bytes } => format!("data  {iova:#x} {bytes:02x?}"),
         What::Reset => "reset".to_owned(),
@@ -200,7 +201,9 @@ fn as_json(trace: &Trace, event: &Event) -> serde_json::Value {
         What::Mask { index, vector, masked } => {
             json!({ "kind": "mask", "index": index.0, "vector": vector, "masked": masked })
         }
-        What::Map { iova, size } => json!({ "kind": "map", "iova": iova, "size": size }),
+        What::Map { iova, size, outcome } => {
+            json!({ "kind": "map", "iova": iova, "size": size, "done": *outcome == Outcome::Done })
+        }
         What::Unmap { iova, size } => json!({ "kind": "unmap", "iova": iova, "size": size }),
         What::Data { iova, bytes } => json!({ "kind": "data", "iova": iova, "bytes": bytes }),
         What::Reset => json!({ "kind": "reset" }),

@@ -6,5 +6,6 @@
 
 pub mod fault;
 mod relay;
+pub mod replay;
 pub mod trace;
 mod watch;

@@ -82,8 +82,10 @@ pub enum What {
     Map {
         /// Bus address.
         iova: u64,
-        /// Bytes.
+        /// Bytes; 0 if it failed.
         size: u64,
+        /// How it ended.
+        outcome: Outcome,
     },
     /// Memory was taken back.
     Unmap {
@@ -173,7 +175,7 @@ pub(crate) fn unpack(number: u64, words: [u64; WORDS]) -> Option<Event> {
         4 => What::Arm { index: irq, start: vector, count: b },
         5 => What::Disarm { index: irq },
         6 | 7 => What::Mask { index: irq, vector, masked: tag == 6 },
-        8 => What::Map { iova: a, size: b },
+        8 => What::Map { iova: a, size: if matches!(outcome, Outcome::Failed(_)) { 0 } else { b }, outcome },
         9 => What::Unmap { iova: a, size: b },
         10 => What::Data { iova: a, bytes: b.to_le_bytes().get(..bytes.into())?.to_vec() },
         11 => What::Reset,

@@ -1,6 +1,6 @@
 //! A trace for ui.perfetto.dev, in the Trace Event Format (JSON), which it opens.
 
-use super::event::{Event, What};
+use super::event::{Event, Outcome, What};
 use super::read::Trace;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -33,7 +33,7 @@ pub fn perfetto(trace: &Trace, map: Option<&RegisterMap>) -> Value {
             What::Irq { index, vector, count } => {
                 events.push(instant(IRQS, format!("{index} {vector}"), json!({ "signals": count })));
             }
-            What::Map { iova, size } => {
+            What::Map { iova, size, outcome: Outcome::Done } => {
                 mapped.insert((*iova, *size), at);
                 events.push(span("b", *iova, *size, at));
             }
