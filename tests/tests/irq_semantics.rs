@@ -8,7 +8,7 @@ use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain, IrqReturn, Registration};
 use udrv_backend::{AnyBackend, Error, IrqIndex};
 
-const DELIVERIES: [Delivery; 2] = [Delivery::Thread, Delivery::Signal];
+const DELIVERIES: [Delivery; 3] = [Delivery::Thread, Delivery::Signal, Delivery::Poll];
 
 fn soon() -> Deadline {
     Deadline::after(Duration::from_secs(10))

@@ -1,5 +1,6 @@
 //! `cargo xtask demo | test | vm`: everything a newcomer or CI runs.
 
+mod bench;
 mod clock;
 mod demo;
 mod stub;
@@ -23,6 +24,8 @@ enum Task {
     Demo,
     /// Run every check and test, the virtual machines included (what CI runs).
     Test(test::TestArgs),
+    /// Measure, side by side with peers.
+    Bench(bench::BenchArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().task {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match outcome {

@@ -61,6 +61,8 @@ enum IrqMode {
     Thread,
     /// SIGIO to the driver's thread.
     Signal,
+    /// The driver's thread looks for itself.
+    Poll,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -96,6 +98,7 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
         IrqMode::Signal => Delivery::Signal,
+        IrqMode::Poll => Delivery::Poll,
     };
     let irq = args.vector.map(|vector| match vector {
         Vector::Msi => IrqIndex::MSI,

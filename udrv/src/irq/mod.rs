@@ -19,11 +19,33 @@
 //! # Ok(()) }
 //! ```
 
+mod bottom_half;
+mod deliver;
 mod domain;
+mod future;
+mod gate;
+mod inlet;
+mod lock;
+mod mark;
+mod number;
+mod pending;
+mod registration;
+mod service;
 mod sigio;
-mod thread;
+mod source;
+mod sync;
+mod timer;
 
-pub use domain::{Interrupt, IrqDomain, Registration, Section, SectionGuard};
+pub use bottom_half::BottomHalf;
+pub use domain::{IrqDomain, Section, SectionGuard};
+pub use future::NextDelivery;
+pub use lock::{IrqLock, IrqLockGuard};
+pub use registration::{Raiser, Registration};
+pub use source::Interrupt;
+pub use timer::Timer;
+
+use std::ops::Range;
+use std::time::Duration;
 
 /// How interrupts reach the handlers, chosen at run time. The contract is the same in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +55,9 @@ pub enum Delivery {
     /// A SIGIO to the thread that made the domain; handlers run there when it leaves a section, waits, or calls
     /// [`IrqDomain::deliver`].
     Signal,
+    /// Nobody is told: the driver looks, in [`IrqDomain::wait`], which spins a while before it sleeps, and
+    /// [`IrqDomain::deliver`].
+    Poll,
 }
 
 /// What a handler found.
@@ -40,19 +65,72 @@ pub enum Delivery {
 pub enum IrqReturn {
     /// The interrupt was its device's, and has been acknowledged.
     Handled,
-    /// It was not: counted as spurious.
+    /// It was not. If no handler of the line says otherwise, the delivery counts as spurious.
     None,
+    /// The rest is for the threaded half ([`IrqDomain::register_threaded`]); [`IrqReturn::Handled`] if there is none.
+    WakeThread,
 }
 
-/// What one source has seen. Counts since registration.
+/// Which of several pending sources is delivered first. Within one priority it is the one that has the lower place; a new
+/// source takes the lowest free place, so it is the order of registration as long as none was dropped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// First: at most 1,024 sources of a domain.
+    High,
+    /// Second: at most 2,048, as many as a device has MSI-X vectors.
+    #[default]
+    Normal,
+    /// Last: at most 1,023.
+    Low,
+}
+
+impl Priority {
+    fn ranks(self) -> Range<u32> {
+        match self {
+            Self::High => 0..1024,
+            Self::Normal => 1024..3072,
+            Self::Low => 3072..4096,
+        }
+    }
+}
+
+/// How a source is registered.
+#[derive(Debug, Clone, Copy)]
+pub struct IrqOptions {
+    /// Its place among others.
+    pub priority: Priority,
+    /// Whether other handlers may be registered for the same vector. All of them are called for each delivery.
+    pub shared: bool,
+    /// Deliveries that are judged together: if more than 999 of 1,000 of them were unhandled, close on one another, it is a
+    /// storm. The kernel's number, 100,000, unless set.
+    pub storm_window: u32,
+}
+
+impl Default for IrqOptions {
+    fn default() -> Self {
+        Self { priority: Priority::Normal, shared: false, storm_window: 100_000 }
+    }
+}
+
+/// What one source has seen. Counts since registration; `raised` is `delivered` and `merged` together, and what is pending
+/// or was taken back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct IrqStats {
-    /// Interrupts signalled by the device.
+    /// Interrupts signalled by the device, as the kernel or the server counted them.
     pub raised: u64,
-    /// Times the handler ran.
+    /// Times the handlers ran.
     pub delivered: u64,
-    /// Deliveries whose handler found nothing to do.
+    /// Interrupts that came to a delivery together with an earlier one.
+    pub merged: u64,
+    /// Deliveries whose handlers found nothing to do.
     pub spurious: u64,
-    /// Times it became pending while a section was open.
+    /// Deliveries that an open section held back.
     pub deferred: u64,
+    /// Longest time from when the runtime noticed an interrupt that a section held back until its handler ran.
+    pub longest_deferral: Duration,
+    /// Longest run of the handlers.
+    pub longest_handler: Duration,
+    /// It was masked because nobody handled it ([`Registration::rearm`]).
+    pub stormed: bool,
 }

@@ -1,24 +1,33 @@
-//! Signal delivery: one socketpair a source; the device's side writes, ours has `O_ASYNC`, the driver's thread gets
-//! SIGIO.
+//! Signal delivery: what SIGIO adds to a readable descriptor.
 //!
-//! The signal handler does nothing but return: that a signal came breaks the sleep in [`Blocked::sleep`], and what is
-//! pending is read from the sockets, all of them each time, so that coalesced or lost signals lose no interrupt. The
-//! handler that stood before is called on, so that an application's own use of SIGIO goes on working.
-#![expect(unsafe_code, reason = "nix has neither F_SETOWN_EX nor a way to chain signal handlers")]
+//! The signal carries no information: its handler counts that one came, so that the end of a section knows in one load
+//! that the sockets are worth a look, and its arrival breaks a sleep. What is pending is read from the sockets. So
+//! signals that coalesce, overflow or are taken by somebody else lose nothing; at worst an interrupt waits for the next
+//! delivery point that looks at the sockets unasked ([`super::IrqDomain::wait`], [`super::IrqDomain::deliver`]).
+//!
+//! The handler that stood before ours is called on, so that an application's own use of SIGIO goes on working.
+#![expect(unsafe_code, reason = "nix has neither F_SETOWN_EX nor a way to chain signal handlers, nor SIGEV_THREAD_ID")]
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
-use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 use udrv_backend::{Error, Result};
 
 /// The action that was installed before ours.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
+/// SIGIOs of this process so far.
+pub(super) static SIGNALS: AtomicU64 = AtomicU64::new(0);
+
+/// When the first one came that no domain has looked into yet, in nanoseconds of CLOCK_MONOTONIC; 0 if there is none.
+static FIRST: AtomicU64 = AtomicU64::new(0);
+
 extern "C" fn on_sigio(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    // Atomics and clock_gettime(2) are async-signal-safe. The time first: whoever sees the count finds it.
+    let _earlier = FIRST.compare_exchange(0, monotonic_ns(), Ordering::Relaxed, Ordering::Relaxed);
+    SIGNALS.fetch_add(1, Ordering::Release);
     // OnceLock::get is one atomic load: async-signal-safe.
     let Some(previous) = PREVIOUS.get() else { return };
     let handler = previous.sa_sigaction;
@@ -37,8 +46,23 @@ extern "C" fn on_sigio(signal: libc::c_int, info: *mut libc::siginfo_t, context:
     }
 }
 
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a timespec to write to; CLOCK_MONOTONIC always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    (time.tv_sec as u64).wrapping_mul(1_000_000_000).wrapping_add(time.tv_nsec as u64)
+}
+
+/// When the first SIGIO came that nobody has looked into; from now on somebody has. With several domains in signal
+/// delivery the first to look takes it.
+pub(super) fn take_first(now: Instant) -> Option<Instant> {
+    let first = FIRST.swap(0, Ordering::Relaxed);
+    let age = Duration::from_nanos(monotonic_ns().saturating_sub(first));
+    (first != 0).then(|| now.checked_sub(age).unwrap_or(now))
+}
+
 /// Installs the handler once a process. SIGIO's default action would kill it.
-fn install() -> Result<()> {
+pub(super) fn install() -> Result<()> {
     static INSTALLED: Mutex<bool> = Mutex::new(false);
     let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
     if *installed {
@@ -59,110 +83,81 @@ fn install() -> Result<()> {
     Ok(())
 }
 
-/// The sockets of one domain.
-pub(super) struct SignalLine {
-    sockets: Mutex<BTreeMap<u64, UnixStream>>,
-    owner: libc::pid_t,
+/// This thread, as the kernel numbers it.
+pub(super) fn this_thread() -> libc::pid_t {
+    nix::unistd::gettid().as_raw()
 }
 
-impl SignalLine {
-    /// For a domain whose driver's thread is this one.
-    pub(super) fn new() -> Result<Self> {
-        install()?;
-        Ok(Self { sockets: Mutex::default(), owner: nix::unistd::gettid().as_raw() })
+/// Lets the kernel send SIGIO to `thread` whenever `socket` becomes readable.
+pub(super) fn raise_on_input(socket: &UnixStream, thread: libc::pid_t) -> Result<()> {
+    #[repr(C)]
+    struct OwnerEx {
+        kind: libc::c_int,
+        pid: libc::pid_t,
+    }
+    const F_OWNER_TID: libc::c_int = 0;
+    const F_SETOWN_EX: libc::c_int = 15;
+    let failed = |error| Error::os("making a socket raise SIGIO", error);
+    let owner = OwnerEx { kind: F_OWNER_TID, pid: thread };
+    // The owner is set before O_ASYNC, so that no signal goes astray.
+    // SAFETY: F_SETOWN_EX reads a struct f_owner_ex, which `owner` is (fcntl(2)).
+    if unsafe { libc::fcntl(socket.as_raw_fd(), F_SETOWN_EX, &raw const owner) } != 0 {
+        return Err(failed(std::io::Error::last_os_error()));
+    }
+    // SAFETY: F_SETFL takes an integer.
+    if unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK) } != 0 {
+        return Err(failed(std::io::Error::last_os_error()));
+    }
+    // O_ASYNC "succeeds" on files that ignore it, so it is read back.
+    // SAFETY: F_GETFL takes no argument.
+    let now = unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_GETFL) };
+    if now & libc::O_ASYNC == 0 {
+        return Err(failed(std::io::Error::from_raw_os_error(libc::ENOTSUP)));
+    }
+    Ok(())
+}
+
+/// A kernel timer that raises SIGIO on one thread: timerfds cannot.
+pub(super) struct SigioTimer(libc::timer_t);
+
+// SAFETY: a timer_t is a number to the kernel, valid on every thread of the process; glibc's wrappers take no state.
+unsafe impl Send for SigioTimer {}
+// SAFETY: as above.
+unsafe impl Sync for SigioTimer {}
+
+impl SigioTimer {
+    pub(super) fn new(thread: libc::pid_t) -> Result<Self> {
+        // SAFETY: all-zero is a valid sigevent.
+        let mut event: libc::sigevent = unsafe { std::mem::zeroed() };
+        event.sigev_notify = libc::SIGEV_THREAD_ID;
+        event.sigev_signo = libc::SIGIO;
+        event.sigev_notify_thread_id = thread;
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        // SAFETY: both point to live values for the length of the call.
+        if unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, &raw mut event, &raw mut timer) } != 0 {
+            return Err(Error::os("making a timer that raises SIGIO", std::io::Error::last_os_error()));
+        }
+        Ok(Self(timer))
     }
 
-    fn sockets(&self) -> MutexGuard<'_, BTreeMap<u64, UnixStream>> {
-        self.sockets.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Makes a socketpair with SIGIO on our end; returns the other, for use as a trigger.
-    pub(super) fn add(&self, id: u64) -> Result<UnixStream> {
-        let doing = "making a socketpair that raises SIGIO";
-        let os = |error: std::io::Error| Error::os(doing, error);
-        let (ours, theirs) = UnixStream::pair().map_err(os)?;
-        theirs.set_nonblocking(true).map_err(os)?;
-        #[repr(C)]
-        struct OwnerEx {
-            kind: libc::c_int,
-            pid: libc::pid_t,
+    /// As timerfd_settime(2); zero disarms.
+    pub(super) fn set(&self, first: Duration, every: Duration) -> Result<()> {
+        let spec = |time: Duration| libc::timespec {
+            tv_sec: libc::time_t::try_from(time.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        let value = libc::itimerspec { it_value: spec(first), it_interval: spec(every) };
+        // SAFETY: the timer lives as long as self, and `value` is only read.
+        if unsafe { libc::timer_settime(self.0, 0, &raw const value, std::ptr::null_mut()) } != 0 {
+            return Err(Error::os("setting a timer", std::io::Error::last_os_error()));
         }
-        const F_OWNER_TID: libc::c_int = 0;
-        const F_SETOWN_EX: libc::c_int = 15;
-        let owner = OwnerEx { kind: F_OWNER_TID, pid: self.owner };
-        // The owner is set before O_ASYNC, so that no signal goes astray.
-        // SAFETY: F_SETOWN_EX reads a struct f_owner_ex, which `owner` is (fcntl(2)).
-        if unsafe { libc::fcntl(ours.as_raw_fd(), F_SETOWN_EX, &raw const owner) } != 0 {
-            return Err(os(std::io::Error::last_os_error()));
-        }
-        let flags = libc::O_ASYNC | libc::O_NONBLOCK;
-        // SAFETY: F_SETFL takes an integer.
-        if unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_SETFL, flags) } != 0 {
-            return Err(os(std::io::Error::last_os_error()));
-        }
-        // O_ASYNC "succeeds" on files that ignore it, so it is read back.
-        // SAFETY: F_GETFL takes no argument.
-        let now = unsafe { libc::fcntl(ours.as_raw_fd(), libc::F_GETFL) };
-        if now & libc::O_ASYNC == 0 {
-            return Err(os(std::io::Error::from_raw_os_error(libc::ENOTSUP)));
-        }
-        self.sockets().insert(id, ours);
-        Ok(theirs)
-    }
-
-    pub(super) fn remove(&self, id: u64) {
-        self.sockets().remove(&id);
-    }
-
-    /// Reads all sockets empty and reports the signals of each.
-    pub(super) fn drain(&self, mut found: impl FnMut(u64, u64)) {
-        for (&id, socket) in &mut *self.sockets() {
-            let mut bytes = [0u8; 1024];
-            let mut total = 0;
-            // A server that never stops writing must not keep us here: the rest raises the next signal.
-            for _ in 0..64 {
-                match socket.read(&mut bytes) {
-                    Ok(read) if read > 0 => total += read as u64,
-                    Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                    _ => break,
-                }
-            }
-            if total > 0 {
-                found(id, total.div_ceil(8));
-            }
-        }
-    }
-
-    /// Blocks SIGIO on this thread until the returned value goes.
-    pub(super) fn block(&self) -> Result<Blocked> {
-        let mut sigio = SigSet::empty();
-        sigio.add(Signal::SIGIO);
-        let mut before = SigSet::empty();
-        pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&sigio), Some(&mut before))
-            .map_err(|errno| Error::os("blocking SIGIO", errno))?;
-        Ok(Blocked { before })
+        Ok(())
     }
 }
 
-/// SIGIO is blocked on this thread as long as this lives.
-pub(super) struct Blocked {
-    before: SigSet,
-}
-
-impl Blocked {
-    /// Sleeps until SIGIO (pending ones included) or `limit`.
-    pub(super) fn sleep(&self, limit: Duration) -> Result<()> {
-        let mut open = self.before;
-        open.remove(Signal::SIGIO);
-        match nix::poll::ppoll(&mut [], Some(limit.into()), Some(open)) {
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Err(errno) => Err(Error::os("waiting for SIGIO", errno)),
-        }
-    }
-}
-
-impl Drop for Blocked {
+impl Drop for SigioTimer {
     fn drop(&mut self) {
-        let _restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.before), None);
+        // SAFETY: made by timer_create and deleted once.
+        unsafe { libc::timer_delete(self.0) };
     }
 }

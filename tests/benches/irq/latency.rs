@@ -1,0 +1,251 @@
+//! From raising an interrupt on one thread to its handler on another.
+
+use crate::device::Triggers;
+use crate::{Goal, Measure};
+use nix::sys::eventfd::EventFd;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use udrv::clock::Deadline;
+use udrv::irq::{Delivery, IrqDomain, IrqReturn, Raiser};
+use udrv_backend::IrqIndex;
+
+const SAMPLES: usize = 4000;
+const SPUN_SAMPLES: usize = 100_000;
+
+/// How long the raiser waits for the receiver to fall asleep.
+const SETTLE: Duration = Duration::from_micros(30);
+
+/// When the receiver saw it: nanoseconds since a common start, 0 if not yet. A cache line for itself.
+#[repr(align(128))]
+struct Seen {
+    at: AtomicU64,
+    stop: AtomicBool,
+    start: Instant,
+}
+
+impl Seen {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { at: AtomicU64::new(0), stop: AtomicBool::new(false), start: udrv_backend::clock::now() })
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    fn see(&self) {
+        self.at.store(self.now(), Ordering::Release);
+    }
+
+    /// Raises so many times; the latencies, in nanoseconds, sorted.
+    fn sample(&self, samples: usize, settle: Duration, mut raise: impl FnMut()) -> Vec<u64> {
+        let mut latencies: Vec<u64> = (0..samples)
+            .map(|_| {
+                let settled = udrv_backend::clock::now() + settle;
+                while udrv_backend::clock::now() < settled {
+                    std::hint::spin_loop();
+                }
+                self.at.store(0, Ordering::Release);
+                let raised = self.now();
+                raise();
+                loop {
+                    match self.at.load(Ordering::Acquire) {
+                        0 => std::hint::spin_loop(),
+                        seen => return seen.saturating_sub(raised),
+                    }
+                }
+            })
+            .collect();
+        latencies.sort_unstable();
+        latencies
+    }
+}
+
+fn percentile(sorted: &[u64], percent: usize) -> f64 {
+    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)] as f64
+}
+
+fn write_one(fd: &OwnedFd) {
+    nix::unistd::write(fd, &1u64.to_ne_bytes()).expect("raised");
+}
+
+/// A domain on a thread of its own that waits for its interrupts; what raises them, and in what it can be seen.
+fn with_receiver<T>(delivery: Delivery, work: impl FnOnce(&Seen, &OwnedFd, &Raiser) -> T) -> T {
+    let (seen, device) = (Seen::new(), Triggers::new());
+    let (tell, told) = mpsc::channel();
+    std::thread::scope(|scope| {
+        let (inside, lines) = (Arc::clone(&seen), Arc::clone(&device));
+        scope.spawn(move || {
+            let domain = IrqDomain::new(delivery).expect("a domain");
+            let handled = Arc::clone(&inside);
+            let handler = move |_| {
+                handled.see();
+                IrqReturn::Handled
+            };
+            let irq = domain.register(&lines.backend(), IrqIndex::MSI, 0, handler).expect("registered");
+            tell.send(irq.raiser()).expect("told");
+            let stopped = || inside.stop.load(Ordering::Acquire);
+            domain.wait("the end", Deadline::after(Duration::from_secs(600)), stopped).expect("ended");
+        });
+        let raiser = told.recv().expect("registered");
+        let done = work(&seen, &device.trigger(0), &raiser);
+        seen.stop.store(true, Ordering::Release);
+        raiser.raise();
+        done
+    })
+}
+
+fn ours(delivery: Delivery, percent: usize) -> Box<dyn FnMut() -> f64> {
+    Box::new(move || {
+        with_receiver(delivery, |seen, trigger, _| {
+            percentile(&seen.sample(SAMPLES, SETTLE, || write_one(trigger)), percent)
+        })
+    })
+}
+
+fn ours_spinning(percent: usize) -> Box<dyn FnMut() -> f64> {
+    Box::new(move || {
+        with_receiver(Delivery::Poll, |seen, _, raiser| {
+            percentile(&seen.sample(SPUN_SAMPLES, Duration::ZERO, || raiser.raise()), percent)
+        })
+    })
+}
+
+/// A thread that reads an eventfd, blocking.
+fn eventfd(percent: usize) -> Box<dyn FnMut() -> f64> {
+    Box::new(move || {
+        let (seen, fd) = (Seen::new(), EventFd::new().expect("an eventfd"));
+        let raise = fd.as_fd().try_clone_to_owned().expect("a descriptor");
+        std::thread::scope(|scope| {
+            let receiver = Arc::clone(&seen);
+            scope.spawn(move || {
+                while !receiver.stop.load(Ordering::Acquire) {
+                    fd.read().expect("read");
+                    receiver.see();
+                }
+            });
+            let latencies = seen.sample(SAMPLES, SETTLE, || write_one(&raise));
+            seen.stop.store(true, Ordering::Release);
+            write_one(&raise);
+            percentile(&latencies, percent)
+        })
+    })
+}
+
+/// A thread that looks at one word.
+fn cache_line(percent: usize) -> Box<dyn FnMut() -> f64> {
+    Box::new(move || {
+        let (seen, word) = (Seen::new(), Arc::new(AtomicU64::new(0)));
+        std::thread::scope(|scope| {
+            let (receiver, flag) = (Arc::clone(&seen), Arc::clone(&word));
+            scope.spawn(move || {
+                while !receiver.stop.load(Ordering::Acquire) {
+                    if flag.swap(0, Ordering::AcqRel) != 0 {
+                        receiver.see();
+                    }
+                    while flag.load(Ordering::Acquire) == 0 && !receiver.stop.load(Ordering::Acquire) {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+            let latencies = seen.sample(SPUN_SAMPLES, Duration::ZERO, || word.store(1, Ordering::Release));
+            seen.stop.store(true, Ordering::Release);
+            percentile(&latencies, percent)
+        })
+    })
+}
+
+static SIGIO_SEEN: AtomicU64 = AtomicU64::new(0);
+
+extern "C" fn on_sigio(_signal: libc::c_int) {
+    SIGIO_SEEN.fetch_add(1, Ordering::Release);
+}
+
+/// A thread that sleeps until its socket raises SIGIO, and then reads it.
+fn sigio(percent: usize) -> Box<dyn FnMut() -> f64> {
+    Box::new(move || {
+        let seen = Seen::new();
+        let (ours, theirs) = UnixStream::pair().expect("sockets");
+        let raise: OwnedFd = theirs.into();
+        let (tell, told) = mpsc::channel();
+        std::thread::scope(|scope| {
+            let receiver = Arc::clone(&seen);
+            scope.spawn(move || sleep_for_sigio(&receiver, &ours, &tell));
+            told.recv().expect("ready");
+            let latencies = seen.sample(SAMPLES, SETTLE, || write_one(&raise));
+            seen.stop.store(true, Ordering::Release);
+            write_one(&raise);
+            percentile(&latencies, percent)
+        })
+    })
+}
+
+fn sleep_for_sigio(seen: &Seen, socket: &UnixStream, ready: &mpsc::Sender<()>) {
+    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
+    let action = SigAction::new(SigHandler::Handler(on_sigio), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler is one atomic addition.
+    let previous = unsafe { sigaction(Signal::SIGIO, &action) }.expect("installed");
+    let mut blocked = SigSet::empty();
+    blocked.add(Signal::SIGIO);
+    let mut open = SigSet::empty();
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&blocked), Some(&mut open)).expect("blocked");
+    own(socket);
+    ready.send(()).expect("told");
+    let mut bytes = [0; 1024];
+    while !seen.stop.load(Ordering::Acquire) {
+        // Blocked in between, so that no signal is slept through.
+        let _interrupted = nix::poll::ppoll(&mut [], None, Some(open));
+        while nix::unistd::read(socket, &mut bytes).is_ok_and(|read| read > 0) {
+            seen.see();
+        }
+    }
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&open), None).expect("restored");
+    // SAFETY: it stood there before.
+    unsafe { sigaction(Signal::SIGIO, &previous) }.expect("restored");
+}
+
+fn own(socket: &UnixStream) {
+    let owner: [libc::c_int; 2] = [0, nix::unistd::gettid().as_raw()];
+    const F_SETOWN_EX: libc::c_int = 15;
+    // SAFETY: F_SETOWN_EX reads a struct f_owner_ex: two integers, F_OWNER_TID and the thread.
+    assert_eq!(unsafe { libc::fcntl(socket.as_raw_fd(), F_SETOWN_EX, &raw const owner) }, 0);
+    // SAFETY: F_SETFL takes an integer.
+    assert_eq!(unsafe { libc::fcntl(socket.as_raw_fd(), libc::F_SETFL, libc::O_ASYNC | libc::O_NONBLOCK) }, 0);
+}
+
+pub fn measures() -> Vec<Measure> {
+    let mut all = Vec::new();
+    for (percent, thread, signal, poll) in [
+        (50, "raise to handler, thread, p50", "raise to handler, signal, p50", "raise to handler, poll, p50"),
+        (99, "raise to handler, thread, p99", "raise to handler, signal, p99", "raise to handler, poll, p99"),
+    ] {
+        all.push(Measure {
+            name: thread,
+            unit: "ns",
+            peer: "blocking read of an eventfd",
+            goal: Goal::Ratio(1.10),
+            ours: ours(Delivery::Thread, percent),
+            theirs: eventfd(percent),
+        });
+        all.push(Measure {
+            name: signal,
+            unit: "ns",
+            peer: "ppoll, SIGIO, read of a socket",
+            goal: Goal::Ratio(1.15),
+            ours: ours(Delivery::Signal, percent),
+            theirs: sigio(percent),
+        });
+        all.push(Measure {
+            name: poll,
+            unit: "ns",
+            peer: "two threads on one cache line",
+            goal: Goal::Ratio(2.0),
+            ours: ours_spinning(percent),
+            theirs: cache_line(percent),
+        });
+    }
+    all
+}

@@ -1,0 +1,368 @@
+//! The gate: sections keep deliveries out, a delivery keeps sections waiting, and whoever closes the last section knows
+//! whether something became pending.
+//!
+//! # Protocol
+//! Each thread owns a *slot* per domain, written by that thread alone, so that opening and closing a section are plain
+//! stores. *Holder* says who delivers. Three pairs of "write mine, barrier, read yours" make it safe:
+//!
+//! | | writes | then reads | so that |
+//! |---|---|---|---|
+//! | section opens | its slot | the holder | one of the two sees the other: |
+//! | delivery begins | the holder | all slots | no handler runs inside a section |
+//! | section closes | its slot | what is pending | one of the two sees the other: |
+//! | source is marked, delivery withdraws | what is pending | all slots | no mark is left behind |
+//! | domain's thread falls asleep | that it sleeps | what is pending | one of the two sees the other: |
+//! | source is marked | what is pending | whether it sleeps | no wake-up is lost |
+//!
+//! The section's side is the frequent one, and its barrier is [`Barrier::light`]. The other side pays with [`Barrier::heavy`], unless every other thread's slot says [`AWAY`]: such a thread fences fully when it next opens
+//! a section. Threads beyond the number of slots share one that is counted with locked instructions.
+//!
+//! A section that meets a delivery takes its slot back and waits; a delivery that meets a section takes the holder back
+//! and leaves the rest to that section's end. So neither waits for the other while holding it up.
+
+use super::pending::Pending;
+use super::sync::{AtomicU32, Barrier, Condvar, Mutant, Mutex, MutexGuard, Ordering, SLOTS, fence, lock, mutant};
+use std::time::Duration;
+
+/// A slot: no section open, and the next one begins with a full fence.
+const AWAY: u32 = 0;
+/// A slot: no section open, in a thread that has used some. Above it, some are open.
+const CLEAR: u32 = 1;
+/// A slot: one section open, and no fence is needed to close it. Without membarrier, one open section is [`FENCED`], and the
+/// slot goes back to [`AWAY`], so that every section takes the slow path and its fences. Nested ones count up from either.
+const OPEN: u32 = 2;
+const FENCED: u32 = 3;
+
+const NOBODY: u32 = 0;
+
+/// One thread's sections. A cache line each, so that threads do not slow one another.
+#[repr(align(64))]
+struct Slot(AtomicU32);
+
+pub(super) struct Gate {
+    barrier: Barrier,
+    slots: [Slot; SLOTS],
+    /// The thread that delivers, by its number plus one.
+    holder: AtomicU32,
+    pub(super) pending: Pending,
+    /// Slots in use are below this.
+    used: AtomicU32,
+    /// Open sections of threads without a slot.
+    crowd: AtomicU32,
+    /// The thread that waits for descriptors sleeps in the kernel, or is about to.
+    asleep: AtomicU32,
+    parking: Mutex<Parking>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Parking {
+    /// Threads that wait for the delivery to end, to open a section.
+    entering: u32,
+    /// Threads that wait for anything, those included.
+    waiting: u32,
+    /// Counts what a waiting thread might wait for.
+    progress: u64,
+    /// A thread waits for descriptors, on behalf of all.
+    led: bool,
+}
+
+/// What came of an attempt to become the one who delivers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// This thread delivers, until [`Gate::release`].
+    Held,
+    /// This thread delivers already: the loop around the caller will find what is pending.
+    Nested,
+    /// A section is open; its end delivers.
+    Open,
+}
+
+impl Gate {
+    pub(super) fn new(barrier: Barrier, words: usize) -> Self {
+        Self {
+            barrier,
+            slots: std::array::from_fn(|_| Slot(AtomicU32::new(AWAY))),
+            holder: AtomicU32::new(NOBODY),
+            pending: Pending::new(words),
+            used: AtomicU32::new(0),
+            crowd: AtomicU32::new(0),
+            asleep: AtomicU32::new(0),
+            parking: Mutex::new(Parking::default()),
+            changed: Condvar::default(),
+        }
+    }
+
+    /// Opens a section of thread `me`, waiting for a delivery of another thread. False, with nothing done, if that takes
+    /// [`Gate::enter_slowly`]; of a number that is no thread's, too.
+    #[inline(always)]
+    pub(super) fn enter_quickly(&self, me: u32) -> bool {
+        let Some(Slot(slot)) = self.slots.get(me as usize) else { return false };
+        if slot.load(Ordering::Relaxed) != CLEAR {
+            return false;
+        }
+        slot.store(OPEN, Ordering::Relaxed);
+        if !mutant(Mutant::NoFenceAtDisable) {
+            Barrier::light();
+        }
+        if self.holder.load(Ordering::Acquire) != NOBODY {
+            self.stand_back(slot, me);
+        }
+        true
+    }
+
+    /// As [`Gate::enter_quickly`], in all cases: away, nested, without membarrier, without a slot.
+    #[cold]
+    pub(super) fn enter_slowly(&self, me: u32) {
+        let Some(Slot(slot)) = self.slots.get(me as usize) else { return self.enter_crowd(me) };
+        match slot.load(Ordering::Relaxed) {
+            AWAY | CLEAR => {
+                if self.used.load(Ordering::Relaxed) <= me {
+                    self.used.fetch_max(me + 1, Ordering::AcqRel);
+                }
+                slot.store(self.open(), Ordering::Relaxed);
+                fence(Ordering::SeqCst);
+                self.stand_back(slot, me);
+            }
+            depth => slot.store(depth + 1, Ordering::Relaxed),
+        }
+    }
+
+    /// What one open section is.
+    fn open(&self) -> u32 {
+        if self.barrier.is_asymmetric() { OPEN } else { FENCED }
+    }
+
+    /// The section just opened takes its slot back as long as another thread delivers.
+    #[cold]
+    fn stand_back(&self, slot: &AtomicU32, me: u32) {
+        while self.meets_other(me) {
+            slot.store(AWAY, Ordering::Release);
+            self.wait_to_enter(me);
+            slot.store(self.open(), Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    fn enter_crowd(&self, me: u32) {
+        loop {
+            self.crowd.fetch_add(1, Ordering::AcqRel);
+            fence(Ordering::SeqCst);
+            if !self.meets_other(me) {
+                return;
+            }
+            self.crowd.fetch_sub(1, Ordering::AcqRel);
+            self.wait_to_enter(me);
+        }
+    }
+
+    fn meets_other(&self, me: u32) -> bool {
+        let holder = self.holder.load(Ordering::Acquire);
+        holder != NOBODY && holder != me + 1
+    }
+
+    fn wait_to_enter(&self, me: u32) {
+        let mut parking = lock(&self.parking);
+        parking.entering += 1;
+        parking = self.wait_while(parking, || self.meets_other(me));
+        parking.entering -= 1;
+    }
+
+    /// Closes one. True if it was this thread's outermost and something is pending: then [`Gate::claim`] is due.
+    #[inline(always)]
+    pub(super) fn leave(&self, me: u32) -> bool {
+        match self.slots.get(me as usize) {
+            Some(Slot(slot)) if slot.load(Ordering::Relaxed) == OPEN => {
+                slot.store(CLEAR, Ordering::Release);
+                if !mutant(Mutant::NoFenceAtEnable) {
+                    Barrier::light();
+                }
+                self.pending.any()
+            }
+            _ => self.leave_slowly(me),
+        }
+    }
+
+    #[cold]
+    fn leave_slowly(&self, me: u32) -> bool {
+        let Some(Slot(slot)) = self.slots.get(me as usize) else {
+            let last = self.crowd.fetch_sub(1, Ordering::AcqRel) == 1;
+            fence(Ordering::SeqCst);
+            return last && self.pending.any();
+        };
+        let depth = slot.load(Ordering::Relaxed);
+        if depth == FENCED && !self.barrier.is_asymmetric() {
+            slot.store(AWAY, Ordering::Release);
+            if !mutant(Mutant::NoFenceAtEnable) {
+                fence(Ordering::SeqCst);
+            }
+            return self.pending.any();
+        }
+        slot.store(depth.saturating_sub(1).max(CLEAR), Ordering::Release);
+        false
+    }
+
+    /// Whether this thread has a section open. (A thread without a slot cannot tell, and says no.)
+    pub(super) fn is_inside(&self, me: u32) -> bool {
+        self.slots.get(me as usize).is_some_and(|Slot(slot)| slot.load(Ordering::Relaxed) > CLEAR)
+    }
+
+    /// Whether this thread delivers.
+    pub(super) fn is_holder(&self, me: u32) -> bool {
+        self.holder.load(Ordering::Relaxed) == me + 1
+    }
+
+    /// Becomes the one who delivers; waits for another thread that does.
+    pub(super) fn claim(&self, me: u32) -> Claim {
+        if self.is_holder(me) {
+            return Claim::Nested;
+        }
+        if self.is_inside(me) {
+            return Claim::Open;
+        }
+        let parking = self.wait_while(lock(&self.parking), || self.meets_other(me));
+        self.holder.store(me + 1, Ordering::Relaxed);
+        drop(parking);
+        fence(Ordering::SeqCst);
+        if self.others(me).any(|slot| slot != AWAY) {
+            self.barrier.heavy();
+        }
+        if self.others(me).any(|slot| slot > CLEAR) || self.crowd.load(Ordering::Acquire) != 0 {
+            self.release();
+            return Claim::Open;
+        }
+        Claim::Held
+    }
+
+    fn others(&self, me: u32) -> impl Iterator<Item = u32> + '_ {
+        let used = self.used.load(Ordering::Acquire) as usize;
+        let slots = self.slots.iter().take(used).enumerate();
+        slots.filter(move |(number, _)| *number != me as usize).map(|(_, Slot(slot))| slot.load(Ordering::Acquire))
+    }
+
+    /// Ends the delivery that [`Claim::Held`] began.
+    pub(super) fn release(&self) {
+        let parking = lock(&self.parking);
+        self.holder.store(NOBODY, Ordering::Release);
+        self.tell(&parking);
+    }
+
+    /// Whether threads wait to open a section. Each of them will look for what is pending when it closes it.
+    pub(super) fn is_wanted(&self) -> bool {
+        lock(&self.parking).entering > 0
+    }
+
+    /// Marks a rank pending. True if the thread that waits for descriptors must be woken from its sleep.
+    pub(super) fn mark(&self, rank: u32) -> bool {
+        if mutant(Mutant::WakeBeforeMark) {
+            let wake = self.must_wake();
+            self.pending.set(rank);
+            return wake;
+        }
+        self.pending.set(rank);
+        self.must_wake()
+    }
+
+    fn must_wake(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.asleep.load(Ordering::Relaxed) != 0
+    }
+
+    /// Announces that this thread is about to sleep until it is woken. False if it must not: something is pending (unless
+    /// it knows so, and leaves it to a section's end), or there was progress since `seen`.
+    pub(super) fn fall_asleep(&self, seen: u64, despite_pending: bool) -> bool {
+        self.asleep.store(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        let may = (despite_pending || !self.pending.any()) && self.progress() == seen;
+        if !may {
+            self.wake_up();
+        }
+        may
+    }
+
+    pub(super) fn wake_up(&self) {
+        self.asleep.store(0, Ordering::Relaxed);
+    }
+
+    /// Counts one more thing that a thread might be waiting for. True as for [`Gate::mark`].
+    pub(super) fn advance(&self) -> bool {
+        let mut parking = lock(&self.parking);
+        parking.progress += 1;
+        self.tell(&parking);
+        drop(parking);
+        self.must_wake()
+    }
+
+    pub(super) fn progress(&self) -> u64 {
+        lock(&self.parking).progress
+    }
+
+    /// Becomes the thread that waits for descriptors. If there is one, sleeps as [`Gate::wait_for_progress`] does, or until
+    /// that one stops, and says no.
+    pub(super) fn lead(&self, me: u32, seen: u64, limit: Option<Duration>) -> bool {
+        let mut parking = lock(&self.parking);
+        if parking.progress != seen {
+            return false;
+        }
+        if !parking.led {
+            parking.led = true;
+            return true;
+        }
+        self.step_away(me);
+        parking.waiting += 1;
+        parking = self.changed.wait(parking, limit);
+        parking.waiting -= 1;
+        false
+    }
+
+    /// Another thread that waits becomes the one.
+    pub(super) fn stop_leading(&self) {
+        let mut parking = lock(&self.parking);
+        parking.led = false;
+        self.tell(&parking);
+    }
+
+    /// Sleeps until there is progress since `seen`, or for `limit`. Meanwhile no delivery needs the heavy barrier for
+    /// this thread.
+    pub(super) fn wait_for_progress(&self, me: u32, seen: u64, limit: Option<Duration>) {
+        self.step_away(me);
+        let mut parking = lock(&self.parking);
+        if parking.progress == seen {
+            parking.waiting += 1;
+            parking = self.changed.wait(parking, limit);
+            parking.waiting -= 1;
+        }
+    }
+
+    /// Sleeps until `is_so` no longer holds; it must change only before [`Gate::advance`] or [`Gate::release`].
+    pub(super) fn wait_until_not(&self, is_so: impl Fn() -> bool) {
+        drop(self.wait_while(lock(&self.parking), is_so));
+    }
+
+    fn step_away(&self, me: u32) {
+        if let Some(Slot(slot)) = self.slots.get(me as usize)
+            && slot.load(Ordering::Relaxed) == CLEAR
+        {
+            slot.store(AWAY, Ordering::Release);
+        }
+    }
+
+    fn wait_while<'a>(
+        &self,
+        mut parking: MutexGuard<'a, Parking>,
+        is_so: impl Fn() -> bool,
+    ) -> MutexGuard<'a, Parking> {
+        parking.waiting += 1;
+        while is_so() {
+            parking = self.changed.wait(parking, None);
+        }
+        parking.waiting -= 1;
+        parking
+    }
+
+    fn tell(&self, parking: &Parking) {
+        if parking.waiting > 0 {
+            self.changed.notify_all();
+        }
+    }
+}

@@ -1,0 +1,321 @@
+//! One handler of one source, and what can be asked of it.
+
+use super::deliver::Shared;
+use super::future::NextDelivery;
+use super::inlet::event_fd;
+use super::sigio;
+use super::source::{Action, Handler, Interrupt, Line, Source, Work};
+use super::sync::lock;
+use super::{Delivery, IrqDomain, IrqOptions, IrqStats};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use udrv_backend::{AnyBackend, Error, IrqFlags, IrqIndex, Result};
+
+/// One handler of one vector, registered. Dropping it waits for the handler if it runs; the last one of a vector disarms
+/// it.
+pub struct Registration {
+    domain: IrqDomain,
+    source: Arc<Source>,
+    id: u64,
+    open: bool,
+    /// Of its threaded half.
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Raises a source from any thread, without delivering there.
+#[derive(Clone)]
+pub struct Raiser {
+    shared: Arc<Shared>,
+    source: Arc<Source>,
+}
+
+impl Raiser {
+    /// Makes the source pending. Handlers run where they run for a device's signal; this is not a delivery point.
+    pub fn raise(&self) {
+        self.shared.raise(&self.source, 1);
+    }
+}
+
+impl Registration {
+    pub(super) fn new(
+        domain: &IrqDomain,
+        backend: &AnyBackend,
+        (index, vector): (IrqIndex, u32),
+        options: IrqOptions,
+        work: Work,
+    ) -> Result<Self> {
+        let (it, is_first) = Self::prepare(domain, backend, (index, vector), options, work)?;
+        // From here on a failure drops the registration, which takes the handler out again.
+        if is_first {
+            it.arm()?;
+        }
+        Ok(it)
+    }
+
+    /// All but arming; whether that is to be done.
+    fn prepare(
+        domain: &IrqDomain,
+        backend: &AnyBackend,
+        (index, vector): (IrqIndex, u32),
+        options: IrqOptions,
+        work: Work,
+    ) -> Result<(Self, bool)> {
+        let info = backend.irq(index)?;
+        if vector >= info.count {
+            return Err(Error::NoSuchIrq { index, start: vector, count: 1, available: info.count });
+        }
+        let automasked = info.flags.contains(IrqFlags::AUTOMASKED);
+        let line = Line { backend: Arc::clone(backend), index, vector, automasked };
+        let (source, is_first) = enlist(domain.shared(), Some(line), options)?;
+        Ok((Self::add(domain, source, work), is_first))
+    }
+
+    pub(super) fn threaded(
+        domain: &IrqDomain,
+        backend: &AnyBackend,
+        at: (IrqIndex, u32),
+        options: IrqOptions,
+        handler: Handler,
+        mut threaded: Box<dyn FnMut(Interrupt) + Send>,
+    ) -> Result<Self> {
+        let (wake, woken) = mpsc::channel();
+        let (mut it, is_first) = Self::prepare(domain, backend, at, options, Work::Threaded(handler, wake))?;
+        let (shared, source) = (Arc::clone(domain.shared()), Arc::clone(&it.source));
+        let serve = move || {
+            // Ends when the action that holds the sender goes.
+            for interrupt in woken {
+                if catch_unwind(AssertUnwindSafe(|| threaded(interrupt))).is_err() {
+                    tracing::error!(source = %source.describe(), "a threaded interrupt handler panicked");
+                }
+                source.thread_done(&shared);
+            }
+        };
+        let thread = std::thread::Builder::new().name("udrv-irq-half".into()).spawn(serve);
+        it.thread = Some(thread.map_err(|error| Error::os("starting a threaded interrupt handler", error))?);
+        if is_first {
+            it.arm()?;
+        }
+        Ok(it)
+    }
+
+    /// A source that no device has, fed by `fd`.
+    pub(super) fn of_timer(domain: &IrqDomain, fd: OwnedFd, handler: Handler) -> Result<Self> {
+        let (source, _) = enlist(domain.shared(), None, IrqOptions::default())?;
+        let it = Self::add(domain, source, Work::Handler(handler));
+        domain.shared().inlet.add(&it.source, fd, false)?;
+        Ok(it)
+    }
+
+    fn add(domain: &IrqDomain, source: Arc<Source>, work: Work) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        source.add(Action { id, work });
+        Self { domain: domain.clone(), source, id, open: true, thread: None }
+    }
+
+    /// Gives the device a trigger, and lets a level line speak, which a client before us may have left masked.
+    fn arm(&self) -> Result<()> {
+        let Some(line) = self.source.line() else { return Ok(()) };
+        let shared = self.shared();
+        shared.inlet.remove(self.source.rank());
+        let trigger: OwnedFd = if shared.delivery == Delivery::Signal {
+            let os = |error: std::io::Error| Error::os("making an interrupt's socketpair", error);
+            let (ours, theirs) = UnixStream::pair().map_err(os)?;
+            theirs.set_nonblocking(true).map_err(os)?;
+            sigio::raise_on_input(&ours, shared.owner)?;
+            shared.inlet.add(&self.source, ours.into(), true)?;
+            theirs.into()
+        } else {
+            let ours: OwnedFd = event_fd()?.into();
+            let theirs = ours.try_clone().map_err(|error| Error::os("duplicating an interrupt's eventfd", error))?;
+            shared.inlet.add(&self.source, ours, false)?;
+            theirs
+        };
+        line.backend.set_triggers(line.index, line.vector, &[Some(trigger.as_fd())])?;
+        if line.automasked {
+            line.backend.unmask_irq(line.index, line.vector)?;
+        }
+        Ok(())
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        self.domain.shared()
+    }
+
+    pub(super) fn domain(&self) -> &IrqDomain {
+        &self.domain
+    }
+
+    /// Whether this thread is inside a handler of the source, or in its threaded half.
+    fn is_inside(&self) -> bool {
+        let in_half = self.thread.as_ref().is_some_and(|half| half.thread().id() == std::thread::current().id());
+        in_half || (self.source.is_running() && self.shared().gate.is_holder(super::number::me()))
+    }
+
+    /// Keeps the line's handlers from running until [`Registration::enable`]; nests. What arrives meanwhile is kept.
+    /// Waits for handlers that are running, threaded halves included.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] from the handler itself, which would wait for its own end.
+    pub fn disable(&self) -> Result<()> {
+        if self.is_inside() {
+            return Err(Error::NotSupported {
+                what: "disable() from the interrupt's own handler",
+                by: "an interrupt domain: use disable_nosync()".into(),
+            });
+        }
+        self.source.mark.disable();
+        self.shared().gate.wait_until_not(|| self.source.is_active());
+        Ok(())
+    }
+
+    /// As [`Registration::disable`], without waiting.
+    pub fn disable_nosync(&self) {
+        self.source.mark.disable();
+    }
+
+    /// Undoes one disable. The last one delivers what came meanwhile, unless a section is open.
+    pub fn enable(&self) {
+        if self.source.mark.enable() {
+            self.shared().mark(self.source.rank());
+        }
+        self.shared().deliver();
+    }
+
+    /// Makes it pending as if the device had signalled it, and delivers it, unless a section is open.
+    pub fn pend(&self) {
+        self.shared().raise(&self.source, 1);
+        self.shared().deliver();
+    }
+
+    /// Makes it not pending. A level line that is asserted stays masked until something is delivered.
+    pub fn unpend(&self) {
+        self.source.mark.forget();
+    }
+
+    /// A handle that raises it from anywhere.
+    #[must_use]
+    pub fn raiser(&self) -> Raiser {
+        Raiser { shared: Arc::clone(self.shared()), source: Arc::clone(&self.source) }
+    }
+
+    /// Whether it waits for delivery.
+    #[must_use]
+    pub fn is_pending(&self) -> bool {
+        self.source.mark.is_set()
+    }
+
+    /// Whether a handler of the line runs, or a threaded half of one.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.source.is_active()
+    }
+
+    /// Lets it be delivered again after a storm ([`IrqStats::stormed`]). Does nothing if there was none.
+    ///
+    /// # Errors
+    /// What arming gave; it then stays masked.
+    pub fn rearm(&self) -> Result<()> {
+        if !self.source.stats().stormed {
+            return Ok(());
+        }
+        self.arm()?;
+        self.source.forget_storm();
+        // What the device signalled while it was disarmed is unknown.
+        self.source.mark.raise(1);
+        self.enable();
+        Ok(())
+    }
+
+    /// What it has seen so far.
+    #[must_use]
+    pub fn stats(&self) -> IrqStats {
+        self.source.stats()
+    }
+
+    /// Completes with the number of deliveries since this call, once there is one. See [`NextDelivery`].
+    pub fn next_delivery(&self) -> NextDelivery<'_> {
+        NextDelivery::new(self)
+    }
+
+    /// Gives the vector back, as dropping does, with the error instead of a log line.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] from the handler itself; what disarming gave.
+    pub fn close(mut self) -> Result<()> {
+        self.take_out()
+    }
+
+    fn take_out(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.open) {
+            return Ok(());
+        }
+        let shared = Arc::clone(self.shared());
+        let inside = self.is_inside();
+        self.source.mark.disable();
+        if !inside {
+            shared.gate.wait_until_not(|| self.source.is_active());
+        }
+        let (mine, is_last) = self.source.remove(self.id);
+        let mut disarmed = Ok(());
+        if is_last {
+            if let Some(line) = self.source.line() {
+                disarmed = line.backend.set_triggers(line.index, line.vector, &[None]);
+            }
+            shared.inlet.remove(self.source.rank());
+            lock(&shared.sources).remove(&self.source.rank());
+        } else if self.source.mark.enable() {
+            shared.mark(self.source.rank());
+        }
+        // With its sender goes the threaded half.
+        drop(mine);
+        if let Some(thread) = self.thread.take()
+            && !inside
+        {
+            let _ended = thread.join();
+        }
+        if inside {
+            return Err(Error::NotSupported {
+                what: "waiting for an interrupt handler from itself",
+                by: "an interrupt domain".into(),
+            });
+        }
+        disarmed
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_out() {
+            tracing::warn!(%error, "an interrupt registration was not closed cleanly");
+        }
+    }
+}
+
+/// The source of a line, and whether it is new.
+fn enlist(shared: &Shared, line: Option<Line>, options: IrqOptions) -> Result<(Arc<Source>, bool)> {
+    let mut sources = lock(&shared.sources);
+    if let Some(line) = &line {
+        let same = sources.values().find(|source| source.line().is_some_and(|other| other.is(line)));
+        if let Some(source) = same {
+            if options.shared && source.join() {
+                return Ok((Arc::clone(source), false));
+            }
+            return Err(Error::Unavailable {
+                device: line.backend.info().address.clone(),
+                why: format!("{} vector {} has a handler in this domain", line.index, line.vector),
+                advice: "drop it first, or register both as shared".into(),
+            });
+        }
+    }
+    let Some(rank) = Shared::free_rank(&sources, options.priority) else {
+        return Err(Error::NotSupported { what: "more sources of this priority", by: "an interrupt domain".into() });
+    };
+    let source = Source::new(rank, line, options);
+    sources.insert(rank, Arc::clone(&source));
+    Ok((source, true))
+}

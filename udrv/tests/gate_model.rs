@@ -1,0 +1,390 @@
+//! The gate's protocol, under a model checker: every interleaving of small scenes, with the reorderings that the memory
+//! model allows.
+//!
+//! The three files of the protocol are compiled here a second time, against loom instead of the standard library. Proven
+//! for these scenes (two or three threads, one or two sources): no handler runs inside a section, no
+//! mark is lost, no wake-up is lost, and whoever disables a source does not return before its handler. Not proven: that
+//! membarrier(2) is a full fence on both sides, which is how it is modelled here, and anything outside those files. The
+//! scenes are worth something only because small changes to the protocol make them fail, which is tested as well.
+#![expect(unsafe_code, reason = "loom's cell hands out raw pointers; it is what checks their use")]
+
+#[path = "../src/irq/gate.rs"]
+#[expect(dead_code, reason = "the scenes do not use all of it")]
+mod gate;
+#[path = "../src/irq/mark.rs"]
+#[expect(dead_code, reason = "as above")]
+mod mark;
+#[path = "../src/irq/pending.rs"]
+#[expect(dead_code, reason = "as above")]
+mod pending;
+
+mod sync {
+    //! What `src/irq/sync.rs` is to the library.
+
+    pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub(super) use loom::sync::{Mutex, MutexGuard};
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub(super) enum Mutant {
+        NoFenceAtDisable,
+        NoFenceAtEnable,
+        ClearAfterCheck,
+        WakeBeforeMark,
+    }
+
+    thread_local! {
+        /// loom runs a model's threads as coroutines of the thread that started it.
+        pub(super) static MUTANT: Cell<Option<Mutant>> = const { Cell::new(None) };
+    }
+
+    pub(super) fn mutant(which: Mutant) -> bool {
+        MUTANT.get() == Some(which)
+    }
+
+    /// As few as make a thread without a slot possible.
+    pub(super) const SLOTS: usize = 2;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(super) enum Barrier {
+        Asymmetric,
+        Fence,
+    }
+
+    impl Barrier {
+        pub(super) fn is_asymmetric(self) -> bool {
+            self == Self::Asymmetric
+        }
+        pub(super) fn light() {
+            fence(Ordering::SeqCst);
+        }
+        pub(super) fn heavy(self) {
+            fence(Ordering::SeqCst);
+        }
+    }
+
+    pub(super) struct Condvar(loom::sync::Condvar);
+
+    impl Default for Condvar {
+        fn default() -> Self {
+            Self(loom::sync::Condvar::new())
+        }
+    }
+
+    impl Condvar {
+        /// Without the limit: a wake-up that is lost must show as a deadlock.
+        pub(super) fn wait<'a, T>(&self, guard: MutexGuard<'a, T>, _limit: Option<Duration>) -> MutexGuard<'a, T> {
+            self.0.wait(guard).expect("loom does not poison")
+        }
+        pub(super) fn notify_all(&self) {
+            self.0.notify_all();
+        }
+    }
+
+    pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+        mutex.lock().expect("loom does not poison")
+    }
+}
+
+use gate::{Claim, Gate};
+use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use mark::Mark;
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+use std::sync::Arc;
+use sync::{Barrier, MUTANT, Mutant};
+
+/// Preemptions that a schedule may have: one more takes minutes, and found nothing.
+const TWO_THREADS: Option<usize> = Some(4);
+/// As above.
+const THREE_THREADS: Option<usize> = Some(2);
+
+/// A gate and two sources, delivering as `deliver.rs` does.
+struct World {
+    gate: Gate,
+    marks: [Mark; 2],
+    /// What sections and handlers share: loom reports any access that is not ordered with the others.
+    shared: loom::cell::UnsafeCell<u32>,
+    handled: [AtomicU32; 2],
+    active: AtomicBool,
+    /// The descriptor that wakes a sleeper, and the sleep itself.
+    nudge: loom::sync::Mutex<bool>,
+    nudged: loom::sync::Condvar,
+}
+
+// SAFETY: the cell is shared between threads on purpose; loom reports accesses that race.
+unsafe impl Sync for World {}
+
+/// One thread's share in a world. A world in which the checker found something is left as it is: loom does not let a
+/// panicking thread touch its objects.
+struct Share(ManuallyDrop<Arc<World>>);
+
+impl Share {
+    fn of(world: Arc<World>) -> Self {
+        Self(ManuallyDrop::new(world))
+    }
+}
+
+impl Clone for Share {
+    fn clone(&self) -> Self {
+        Self::of(Arc::clone(&self.0))
+    }
+}
+
+impl Deref for Share {
+    type Target = World;
+    fn deref(&self) -> &World {
+        &self.0
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: this is the only drop, and nothing uses the field after it.
+            unsafe { ManuallyDrop::drop(&mut self.0) }
+        }
+    }
+}
+
+impl World {
+    fn start(barrier: Barrier) -> Share {
+        Share::of(Arc::new(Self {
+            gate: Gate::new(barrier, 1),
+            marks: [Mark::new(), Mark::new()],
+            shared: loom::cell::UnsafeCell::new(0),
+            handled: [AtomicU32::new(0), AtomicU32::new(0)],
+            active: AtomicBool::new(false),
+            nudge: loom::sync::Mutex::new(false),
+            nudged: loom::sync::Condvar::new(),
+        }))
+    }
+
+    fn touch(&self) {
+        // SAFETY: no other access is under way: that is what the model checks.
+        self.shared.with_mut(|value| unsafe { *value += 1 });
+    }
+
+    fn section(&self, me: u32) {
+        if !self.gate.enter_quickly(me) {
+            self.gate.enter_slowly(me);
+        }
+        self.touch();
+        if self.gate.leave(me) {
+            self.deliver(me);
+        }
+    }
+
+    fn raise(&self, source: usize) {
+        if self.marks[source].raise(1) && self.gate.mark(source as u32) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        *sync::lock(&self.nudge) = true;
+        self.nudged.notify_all();
+    }
+
+    fn deliver(&self, me: u32) {
+        loop {
+            if self.gate.claim(me) != Claim::Held {
+                return;
+            }
+            while let Some(rank) = self.gate.pending.take() {
+                self.active.store(true, Ordering::Relaxed);
+                if let Some(count) = self.marks[rank as usize].take() {
+                    self.touch();
+                    self.handled[rank as usize].fetch_add(count as u32, Ordering::Relaxed);
+                }
+                self.active.store(false, Ordering::Release);
+                self.gate.advance();
+            }
+            self.gate.release();
+            if !self.gate.pending.any() {
+                return;
+            }
+        }
+    }
+
+    fn handled(&self, source: usize) -> u32 {
+        self.handled[source].load(Ordering::Relaxed)
+    }
+}
+
+fn check(mutant: Option<Mutant>, bound: Option<usize>, scene: impl Fn() + Send + Sync + 'static) {
+    MUTANT.set(mutant);
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = bound;
+    model.check(scene);
+    MUTANT.set(None);
+}
+
+/// The scene must fail once the protocol is changed so.
+fn catches(mutant: Mutant, scene: impl Fn() + Send + Sync + std::panic::UnwindSafe + 'static) {
+    let caught = std::panic::catch_unwind(|| check(Some(mutant), TWO_THREADS, scene));
+    MUTANT.set(None);
+    assert!(caught.is_err(), "the model checker does not notice {mutant:?}");
+}
+
+/// Sections on the driver's thread, an interrupt delivered by the domain's thread.
+fn section_against_delivery(barrier: Barrier) {
+    let world = World::start(barrier);
+    let driver = world.clone();
+    let thread = loom::thread::spawn(move || {
+        driver.section(0);
+        driver.section(0);
+    });
+    world.raise(0);
+    world.deliver(1);
+    thread.join().expect("the driver's thread");
+    assert_eq!(world.handled(0), 1, "an interrupt was lost");
+}
+
+/// Two drivers' threads, of which one has no slot of its own, and a delivery.
+fn sections_of_two_threads_against_delivery() {
+    let world = World::start(Barrier::Asymmetric);
+    let threads = [0, 2].map(|me| {
+        let driver = world.clone();
+        loom::thread::spawn(move || {
+            if !driver.gate.enter_quickly(me) {
+                driver.gate.enter_slowly(me);
+            }
+            if driver.gate.leave(me) {
+                driver.deliver(me);
+            }
+        })
+    });
+    world.raise(0);
+    world.deliver(1);
+    for thread in threads {
+        thread.join().expect("a driver's thread");
+    }
+    assert_eq!(world.handled(0), 1, "an interrupt was lost");
+}
+
+/// Two sources marked while a section closes.
+fn two_marks_against_a_closing_section() {
+    let world = World::start(Barrier::Asymmetric);
+    world.raise(0);
+    let driver = world.clone();
+    let thread = loom::thread::spawn(move || driver.section(0));
+    world.raise(1);
+    world.deliver(1);
+    thread.join().expect("the driver's thread");
+    assert_eq!((world.handled(0), world.handled(1)), (1, 1), "an interrupt was lost");
+}
+
+/// A sleeper in the kernel against a raise that delivers nothing itself.
+fn sleep_against_raise() {
+    let world = World::start(Barrier::Asymmetric);
+    let other = world.clone();
+    let thread = loom::thread::spawn(move || other.raise(0));
+    while world.handled(0) == 0 {
+        let seen = world.gate.progress();
+        world.deliver(1);
+        if world.handled(0) != 0 {
+            break;
+        }
+        if world.gate.fall_asleep(seen, false) {
+            let mut nudge = sync::lock(&world.nudge);
+            while !*nudge {
+                nudge = world.nudged.wait(nudge).expect("loom does not poison");
+            }
+            *nudge = false;
+            drop(nudge);
+            world.gate.wake_up();
+        }
+    }
+    thread.join().expect("the raising thread");
+}
+
+/// A thread that waits for a delivery made by another.
+fn wait_against_delivery() {
+    let world = World::start(Barrier::Asymmetric);
+    let domain = world.clone();
+    let thread = loom::thread::spawn(move || {
+        domain.raise(0);
+        domain.deliver(1);
+    });
+    loop {
+        let seen = world.gate.progress();
+        if world.handled(0) == 1 {
+            break;
+        }
+        world.gate.wait_for_progress(0, seen, None);
+    }
+    thread.join().expect("the domain's thread");
+}
+
+/// Whoever disables a source may free what its handler uses.
+fn disable_against_delivery() {
+    let world = World::start(Barrier::Asymmetric);
+    world.raise(0);
+    let domain = world.clone();
+    let thread = loom::thread::spawn(move || domain.deliver(1));
+    world.marks[0].disable();
+    world.gate.wait_until_not(|| world.active.load(Ordering::Acquire));
+    world.touch();
+    if world.marks[0].enable() {
+        world.gate.mark(0);
+        world.deliver(0);
+    }
+    thread.join().expect("the domain's thread");
+    assert_eq!(world.handled(0), 1, "an interrupt was lost");
+}
+
+#[test]
+fn section_and_delivery_exclude_each_other() {
+    for barrier in [Barrier::Asymmetric, Barrier::Fence] {
+        check(None, TWO_THREADS, move || section_against_delivery(barrier));
+    }
+}
+
+#[test]
+fn sections_of_two_threads_lose_nothing() {
+    check(None, THREE_THREADS, sections_of_two_threads_against_delivery);
+}
+
+#[test]
+fn marks_beside_a_closing_section_are_delivered() {
+    check(None, TWO_THREADS, two_marks_against_a_closing_section);
+}
+
+#[test]
+fn raise_beside_a_sleeper_wakes_it() {
+    check(None, TWO_THREADS, sleep_against_raise);
+}
+
+#[test]
+fn delivery_ends_a_wait() {
+    check(None, TWO_THREADS, wait_against_delivery);
+}
+
+#[test]
+fn disable_waits_for_the_handler_and_loses_nothing() {
+    check(None, TWO_THREADS, disable_against_delivery);
+}
+
+#[test]
+fn checker_notices_a_missing_fence_at_disable() {
+    catches(Mutant::NoFenceAtDisable, || section_against_delivery(Barrier::Asymmetric));
+}
+
+#[test]
+fn checker_notices_a_missing_fence_at_enable() {
+    for barrier in [Barrier::Asymmetric, Barrier::Fence] {
+        catches(Mutant::NoFenceAtEnable, move || section_against_delivery(barrier));
+    }
+}
+
+#[test]
+fn checker_notices_pending_cleared_after_the_check() {
+    catches(Mutant::ClearAfterCheck, two_marks_against_a_closing_section);
+}
+
+#[test]
+fn checker_notices_a_wake_before_the_mark() {
+    catches(Mutant::WakeBeforeMark, sleep_against_raise);
+}
