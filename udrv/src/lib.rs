@@ -15,3 +15,4 @@ pub use open::open;
 pub use udrv_backend as backend;
 pub use udrv_backend::{Error, Result};
 pub use udrv_backend::{clock, pci};
+pub use udrv_debug as debug;

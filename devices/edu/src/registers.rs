@@ -2,8 +2,8 @@
 //!
 //! Below 0x80 only 4-byte accesses are specified; from 0x80 on, 4 or 8 bytes.
 
-use udrv_backend::flags_value;
-use udrv_backend::register::{ReadOnly, ReadWrite, Register, WriteOnly};
+use udrv_backend::register::{ReadOnly, ReadWrite, Register, RegisterMap, WriteOnly};
+use udrv_backend::{RegionIndex, flags_value};
 
 /// PCI vendor ID.
 pub const VENDOR: u16 = 0x1234;
@@ -34,6 +34,25 @@ pub const DMA_DESTINATION: Register<u64, ReadWrite> = Register::new("DMA destina
 pub const DMA_COUNT: Register<u64, ReadWrite> = Register::new("DMA transfer count", 0x90);
 /// Starts a transfer.
 pub const DMA_COMMAND: Register<DmaCommand, ReadWrite> = Register::new("DMA command", 0x98);
+
+/// All of them.
+pub const MAP: RegisterMap = RegisterMap {
+    device: "edu",
+    region: RegionIndex::BAR0,
+    registers: &[
+        IDENTIFICATION.info(),
+        LIVENESS.info(),
+        FACTORIAL.info(),
+        STATUS.info(),
+        INTERRUPT_STATUS.info(),
+        INTERRUPT_RAISE.info(),
+        INTERRUPT_ACKNOWLEDGE.info(),
+        DMA_SOURCE.info(),
+        DMA_DESTINATION.info(),
+        DMA_COUNT.info(),
+        DMA_COMMAND.info(),
+    ],
+};
 
 /// Where the device's own buffer stands, in its DMA addresses.
 pub const BUFFER_OFFSET: u64 = 0x4_0000;

@@ -4,7 +4,9 @@
 //! them from the same constants. The access is part of the type, so that writing a read-only register, or reading one
 //! whose read has side effects through a shared reference, does not compile.
 
-use crate::Width;
+use crate::{RegionIndex, Width};
+#[doc(hidden)]
+pub use bitflags::Flags;
 use std::marker::PhantomData;
 
 /// An integer that one access carries.
@@ -38,6 +40,20 @@ pub trait Value: Copy {
     fn from_word(word: Self::Word) -> Self;
     /// To the bits to write.
     fn into_word(self) -> Self::Word;
+    /// The bits that have names, in the order of their declaration.
+    #[must_use]
+    fn named_bits() -> Vec<Bits> {
+        Vec::new()
+    }
+}
+
+/// A bit, or some, with a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bits {
+    /// As declared.
+    pub name: &'static str,
+    /// Which bits of the register.
+    pub mask: u64,
 }
 
 impl<W: Word> Value for W {
@@ -65,6 +81,12 @@ macro_rules! flags_value {
             #[inline(always)]
             fn into_word(self) -> $word {
                 self.bits()
+            }
+            fn named_bits() -> Vec<$crate::register::Bits> {
+                let named = <Self as $crate::register::Flags>::FLAGS.iter().filter(|flag| !flag.name().is_empty());
+                named
+                    .map(|flag| $crate::register::Bits { name: flag.name(), mask: u64::from(flag.value().bits()) })
+                    .collect()
             }
         }
     };
@@ -97,6 +119,107 @@ impl Writable for WriteOnly {}
 impl Writable for ReadEffect {}
 impl ReadableWithEffect for ReadEffect {}
 
+/// What may be done with a register, as a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// [`ReadOnly`].
+    ReadOnly,
+    /// [`WriteOnly`].
+    WriteOnly,
+    /// [`ReadWrite`].
+    ReadWrite,
+    /// [`ReadEffect`].
+    ReadEffect,
+}
+
+impl Kind {
+    /// Whether it can be read without changing the device.
+    #[must_use]
+    pub const fn is_readable(self) -> bool {
+        matches!(self, Self::ReadOnly | Self::ReadWrite)
+    }
+}
+
+/// What may be done with a register, as a type.
+pub trait Access {
+    /// The same as a value.
+    const KIND: Kind;
+}
+impl Access for ReadOnly {
+    const KIND: Kind = Kind::ReadOnly;
+}
+impl Access for WriteOnly {
+    const KIND: Kind = Kind::WriteOnly;
+}
+impl Access for ReadWrite {
+    const KIND: Kind = Kind::ReadWrite;
+}
+impl Access for ReadEffect {
+    const KIND: Kind = Kind::ReadEffect;
+}
+
+/// The registers of a device, for whoever shows them: a driver publishes one beside its constants, made of them.
+#[derive(Debug, Clone, Copy)]
+pub struct RegisterMap {
+    /// The driver's name.
+    pub device: &'static str,
+    /// The region they are in.
+    pub region: RegionIndex,
+    /// All of them.
+    pub registers: &'static [RegisterInfo],
+}
+
+impl RegisterMap {
+    /// The register that holds this byte, and which byte of it that is.
+    #[must_use]
+    pub fn find(&self, region: RegionIndex, offset: u64) -> Option<(&'static RegisterInfo, u64)> {
+        let within = |register: &'static RegisterInfo| {
+            let byte = offset.checked_sub(register.offset)?;
+            (byte < register.width.bytes()).then_some((register, byte))
+        };
+        if region == self.region { self.registers.iter().find_map(within) } else { None }
+    }
+}
+
+/// A register without its types. Made by [`Register::info`].
+#[derive(Debug, Clone, Copy)]
+pub struct RegisterInfo {
+    /// The datasheet's name.
+    pub name: &'static str,
+    /// Byte offset from the start of its region.
+    pub offset: u64,
+    /// Its width.
+    pub width: Width,
+    /// What may be done with it.
+    pub kind: Kind,
+    bits: fn() -> Vec<Bits>,
+}
+
+impl RegisterInfo {
+    /// Its bits that have names.
+    #[must_use]
+    pub fn bits(&self) -> Vec<Bits> {
+        (self.bits)()
+    }
+
+    /// A value by its bits' names, `A | B | 0x30`; in hexadecimal if none has one.
+    #[must_use]
+    pub fn decode(&self, value: u64) -> String {
+        let mut left = value;
+        let mut words = Vec::new();
+        for bits in self.bits() {
+            if bits.mask != 0 && left & bits.mask == bits.mask {
+                words.push(bits.name.to_owned());
+                left &= !bits.mask;
+            }
+        }
+        if left != 0 || words.is_empty() {
+            words.push(format!("{left:#x}"));
+        }
+        words.join(" | ")
+    }
+}
+
 /// One register: byte offset in its region, datasheet name, value type `V`, access `A`.
 #[derive(Debug)]
 pub struct Register<V, A> {
@@ -112,6 +235,20 @@ impl<V, A> Register<V, A> {
     #[must_use]
     pub const fn new(name: &'static str, offset: u64) -> Self {
         Self { offset, name, marker: PhantomData }
+    }
+}
+
+impl<V: Value, A: Access> Register<V, A> {
+    /// The register without its types, for a [`RegisterMap`].
+    #[must_use]
+    pub const fn info(self) -> RegisterInfo {
+        RegisterInfo {
+            name: self.name,
+            offset: self.offset,
+            width: <V::Word as Word>::WIDTH,
+            kind: A::KIND,
+            bits: V::named_bits,
+        }
     }
 }
 

@@ -2,11 +2,13 @@
 
 mod address;
 mod capability;
+mod faults;
 mod info;
 mod nvme;
 mod progress;
 mod run;
 mod stop;
+mod trace;
 mod usb;
 
 use clap::{Parser, Subcommand};
@@ -18,7 +20,8 @@ use std::process::ExitCode;
     version,
     about = "Run native drivers as ordinary processes",
     after_help = "Device addresses:\n  pci:0000:03:00.0     kernel VFIO, in this process (bind it first: stub-driver bind)\n  \
-unix:PATH            the stub, or any other vfio-user server\n  model:edu, model:nvme software, in this process\n\n\
+unix:PATH            the stub, or any other vfio-user server\n  model:edu, model:nvme software, in this process\n  \
+replay:FILE          what udrv run --record has recorded\n\n\
 Examples:\n  udrv run edu --device model:edu\n  udrv run edu --device unix:/run/udrv/edu.sock --irq signal\n  \
 udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
@@ -31,6 +34,10 @@ struct Cli {
 enum Command {
     /// Run a guest driver on a device.
     Run(run::RunArgs),
+    /// Run a guest driver once for each fault of a catalogue, and show which it survives.
+    Faults(faults::FaultsArgs),
+    /// Look at what `udrv run --record` has recorded.
+    Trace(trace::TraceArgs),
     /// Show regions, interrupts and capabilities of a device.
     Info(info::InfoArgs),
     /// USB devices.
@@ -54,6 +61,8 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Run(args) => run::run(args),
+        Command::Faults(args) => faults::run(&args),
+        Command::Trace(args) => trace::run(args),
         Command::Info(args) => info::run(&args),
         Command::Usb(args) => usb::run(&args),
     };

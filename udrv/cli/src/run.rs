@@ -3,6 +3,10 @@
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use udrv::debug::fault::Faulty;
+use udrv::debug::trace::{Options, Recorder};
 use udrv::host::{Ended, Host, Report, Stop};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
@@ -43,6 +47,18 @@ struct EduArgs {
     /// Run it this many times, for load.
     #[arg(long, default_value_t = 1)]
     rounds: usize,
+    /// What is wrong with the device: a file of `[[fault]]` tables, or seed:NUMBER.
+    #[arg(long, value_name = "PLAN")]
+    faults: Option<String>,
+    /// Record what passes between driver and device into this file (see udrv trace). Registers are then not mapped.
+    #[arg(long, value_name = "FILE", conflicts_with = "rounds")]
+    record: Option<PathBuf>,
+    /// Record also what the device writes into memory: what it takes to replay a driver that looks at it.
+    #[arg(long, requires = "record")]
+    record_dma: bool,
+    /// Room for this many events in the recording, 32 bytes each; those that follow are only counted.
+    #[arg(long, requires = "record", default_value_t = Options::default().events)]
+    record_events: u64,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -90,7 +106,14 @@ fn edu(edu: &EduArgs) -> Result<()> {
 }
 
 fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
-    let device = crate::address::open(&args.device)?;
+    let mut device = crate::address::open(&args.device)?;
+    if let Some(plan) = &args.faults {
+        device = Arc::new(Faulty::new(device, crate::faults::plan(plan)?)?);
+    }
+    if let Some(file) = &args.record {
+        let options = Options { events: args.record_events, dma_contents: args.record_dma };
+        device = Arc::new(Recorder::new(device, file, options)?);
+    }
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
         IrqMode::Signal => Delivery::Signal,
@@ -117,19 +140,19 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
 
 /// Whether to colour: a terminal, and no wish against it (no-color.org).
 #[derive(Clone, Copy)]
-struct Paint(bool);
+pub(crate) struct Paint(bool);
 
 impl Paint {
-    fn for_stdout() -> Self {
+    pub(crate) fn for_stdout() -> Self {
         let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Self(!unwanted && std::io::stdout().is_terminal())
     }
 
-    fn good(self, text: &str) -> String {
+    pub(crate) fn good(self, text: &str) -> String {
         if self.0 { format!("\x1b[32m{text}\x1b[0m") } else { text.to_owned() }
     }
 
-    fn bad(self, text: &str) -> String {
+    pub(crate) fn bad(self, text: &str) -> String {
         if self.0 { format!("\x1b[31m{text}\x1b[0m") } else { text.to_owned() }
     }
 }

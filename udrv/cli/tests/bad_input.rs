@@ -179,3 +179,60 @@ fn help_and_good_input_succeed() {
     let json = udrv(&["info", "model:edu", "--json"]);
     assert!(json.status.success() && String::from_utf8_lossy(&json.stdout).contains("\"64-bit\": true"));
 }
+
+#[test]
+fn recording_that_is_missing_or_none_is_an_error() {
+    let path = path("no-trace");
+    let name = path.to_str().expect("text");
+    assert_refused(&["trace", "show", name], 1, &["no-trace", "No such file"]);
+    assert_refused(&["run", "edu", "--device", &format!("replay:{name}")], 1, &["no-trace", "No such file"]);
+    std::fs::write(&path, "something else that is long enough for a header").expect("written");
+    assert_refused(&["trace", "show", name], 1, &["no-trace", "expected a trace"]);
+    assert_refused(&["trace", "diff", name, name], 1, &["no-trace", "expected a trace"]);
+    assert_refused(&["info", &format!("replay:{name}")], 1, &["no-trace", "expected a trace"]);
+    std::fs::remove_file(&path).expect("removed");
+}
+
+#[test]
+fn fault_plan_that_is_none_is_an_error() {
+    let path = path("plan");
+    let name = path.to_str().expect("text");
+    assert_refused(&["run", "edu", "--device", "model:edu", "--faults", name], 1, &["plan", "No such file"]);
+    std::fs::write(&path, "[[fault]]\nkind = \"bad-day\"\n").expect("written");
+    assert_refused(&["run", "edu", "--device", "model:edu", "--faults", name], 1, &["plan", "bad-day"]);
+    std::fs::remove_file(&path).expect("removed");
+    assert_refused(&["run", "edu", "--device", "model:edu", "--faults", "seed:x"], 1, &["seed:NUMBER"]);
+}
+
+#[test]
+fn fault_plan_is_what_the_driver_meets() {
+    let words = ["model:edu is gone", "fault plan"];
+    let path = path("gone");
+    std::fs::write(&path, "[[fault]]\nkind = \"gone\"\nat = 0\n").expect("written");
+    let plan = path.to_str().expect("text");
+    assert_refused(&["run", "edu", "--device", "model:edu", "--faults", plan], 1, &words);
+    std::fs::remove_file(&path).expect("removed");
+}
+
+#[test]
+fn recording_is_shown_filtered_and_as_json() {
+    let path = path("shown");
+    let name = path.to_str().expect("text");
+    let recorded = udrv(&["run", "edu", "--device", "model:edu", "--samples", "2", "--record", name]);
+    assert!(recorded.status.success(), "{recorded:?}");
+    let lines = |arguments: &[&str]| {
+        let output = udrv(&[&["trace", "show", name], arguments].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("text").lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let raised = lines(&["--register", "interrupt raise"]);
+    assert_eq!(raised.len(), 3, "{raised:#?}");
+    assert_eq!(lines(&["--range", "0x60..0x64"]), raised);
+    assert_eq!(lines(&["--irq"]).len(), 8, "3 factorials, 2 transfers, 1 section, 2 timed");
+    assert_eq!(lines(&["--from", "3600"]).len(), 0);
+    let acknowledged = lines(&["--register", "status", "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&acknowledged[2]).expect("JSON");
+    assert_eq!((&object["register"], &object["width"]), (&"status".into(), &32.into()), "{object}");
+    assert_eq!(lines(&["--json"]).len(), lines(&[]).len());
+    std::fs::remove_file(&path).expect("removed");
+}

@@ -1,0 +1,169 @@
+//! Replay: a recording drives a driver as the device did, and a driver that does something else is told so.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use udrv::host::{Ended, Host};
+use udrv::irq::Delivery;
+use udrv_backend::{AnyBackend, Backend as _, RegionIndex, Result, Width};
+use udrv_debug::replay::Replay;
+use udrv_debug::trace::{Options, Recorder, Trace};
+use udrv_edu::driver::{Finding, Tour, TourConfig};
+
+const BAR0: RegionIndex = RegionIndex::BAR0;
+const STATUS: u64 = 0x20;
+const LIVENESS: u64 = 0x04;
+const SAMPLES: usize = 5;
+
+/// What the driver finds on a device, but for times; or how it failed.
+fn findings(device: AnyBackend, delivery: Delivery) -> std::result::Result<Vec<Finding>, String> {
+    let (sender, receiver) = mpsc::channel();
+    let tell = Box::new(move |finding| sender.send(finding).expect("somebody listens"));
+    let mut host = Host::new();
+    host.start::<Tour>(device, delivery, TourConfig { irq: None, samples: SAMPLES, tell }).expect("started");
+    for report in host.join() {
+        match report.ended {
+            Ended::Returned => {}
+            Ended::Failed(error) => return Err(error.to_string()),
+            Ended::Panicked(message) => panic!("{message}"),
+        }
+    }
+    let timed = |finding: &Finding| matches!(finding, Finding::Latency { .. } | Finding::Interrupts(_));
+    Ok(receiver.into_iter().filter(|finding| !timed(finding)).collect())
+}
+
+/// The one line that makes a recording a regression test.
+fn assert_replays(recording: &Path) {
+    for delivery in [Delivery::Thread, Delivery::Signal] {
+        let replay = Arc::new(Replay::open(recording).expect("a recording"));
+        let found = findings(replay.clone(), delivery).expect("the driver finds what it found");
+        assert_eq!(found.len(), 6, "{found:?}");
+        assert_eq!(replay.left(), 0, "accesses that were not made");
+    }
+}
+
+/// A folder that is gone with the test.
+struct Recording(PathBuf);
+
+impl Recording {
+    /// Of what `act` does to a model of edu.
+    fn of(name: &str, act: impl FnOnce(AnyBackend)) -> Self {
+        let path = std::env::temp_dir().join(format!("udrv-replay-{}-{name}", std::process::id()));
+        let options = Options { events: 10_000, dma_contents: true };
+        act(Arc::new(Recorder::new(udrv_edu::model::edu(), &path, options).expect("a recorder")));
+        Self(path)
+    }
+
+    fn replay(&self) -> Replay {
+        Replay::open(&self.0).expect("a recording")
+    }
+}
+
+impl Drop for Recording {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_file(&self.0);
+    }
+}
+
+fn read(device: &(impl udrv_backend::Backend + ?Sized), offset: u64) -> Result<u64> {
+    device.read(BAR0, offset, Width::Bits32)
+}
+
+fn write(device: &(impl udrv_backend::Backend + ?Sized), offset: u64, value: u64) -> Result<()> {
+    device.write(BAR0, offset, Width::Bits32, value)
+}
+
+#[test]
+fn tour_on_real_vfio_replays() {
+    assert_replays(&Path::new(env!("CARGO_MANIFEST_DIR")).join("traces/edu-vfio.trace"));
+}
+
+#[test]
+fn tour_on_the_model_replays() {
+    for delivery in [Delivery::Thread, Delivery::Signal] {
+        let recording = Recording::of(&format!("tour-{delivery:?}"), |device| {
+            findings(device, delivery).expect("a tour");
+        });
+        assert_replays(&recording.0);
+    }
+}
+
+#[test]
+fn polls_may_be_more_or_fewer() {
+    let recording = Recording::of("polls", |device| {
+        (0..3).for_each(|_| drop(read(&*device, STATUS)));
+        write(&*device, LIVENESS, 1).expect("written");
+    });
+    for polls in [1, 2, 3, 10] {
+        let replay = recording.replay();
+        for _ in 0..polls {
+            assert_eq!(read(&replay, STATUS).expect("read"), 0);
+        }
+        write(&replay, LIVENESS, 1).expect("written");
+        assert_eq!(replay.left(), 0);
+    }
+}
+
+#[test]
+fn regions_may_be_accessed_in_another_order() {
+    let config = |device: &dyn udrv_backend::Backend| device.read(RegionIndex::CONFIG, 0, Width::Bits16);
+    let recording = Recording::of("regions", |device| {
+        config(&*device).expect("read");
+        write(&*device, LIVENESS, 1).expect("written");
+    });
+    let replay = recording.replay();
+    write(&replay, LIVENESS, 1).expect("written");
+    assert_eq!(config(&replay).expect("read"), 0x1234);
+}
+
+#[test]
+fn value_that_differs_diverges_with_what_was_expected_and_from_where() {
+    let recording = Recording::of("value", |device| {
+        read(&*device, STATUS).expect("read");
+        write(&*device, LIVENESS, 0x12).expect("written");
+    });
+    let replay = recording.replay();
+    read(&replay, STATUS).expect("read");
+    let line = line!() + 1;
+    let end = replay.write(BAR0, LIVENESS, Width::Bits32, 0x13).expect_err("another value").to_string();
+    for word in ["32-bit write of 0x13 to BAR0 0x4", "expected 32-bit write of 0x12", "after 32-bit read of BAR0 0x20"]
+    {
+        assert!(end.contains(word), "no `{word}` in: {end}");
+    }
+    assert!(end.contains(&format!("tests/replay.rs:{line}")), "{end}");
+    assert!(read(&replay, STATUS).is_err(), "it goes on after a divergence");
+}
+
+#[test]
+fn write_that_is_missing_too_many_or_out_of_order_diverges() {
+    let recording = Recording::of("writes", |device| {
+        for value in [1, 2, 3] {
+            write(&*device, LIVENESS, value).expect("written");
+        }
+    });
+    for (values, good) in [(&[1, 2, 3][..], 3), (&[1, 2, 3, 3], 3), (&[1, 3], 1), (&[2, 1], 0)] {
+        let replay = recording.replay();
+        let done = values.iter().take_while(|value| write(&replay, LIVENESS, **value).is_ok()).count();
+        assert_eq!(done, good, "{values:?}");
+    }
+}
+
+#[test]
+fn access_that_failed_fails_again() {
+    let recording = Recording::of("failed", |device| drop(read(&*device, 0x10_0000)));
+    let error = read(&recording.replay(), 0x10_0000).expect_err("beyond its region");
+    assert!(matches!(error, udrv_backend::Error::OutOfRegion { .. }), "{error}");
+}
+
+#[test]
+fn tour_with_one_bit_changed_in_the_recording_diverges() {
+    let recording = Recording::of("changed", |device| drop(findings(device, Delivery::Thread)));
+    let mut trace = Trace::open(&recording.0).expect("a trace");
+    let count = trace.events.iter_mut().find_map(|event| match &mut event.what {
+        udrv_debug::trace::What::Write { offset: 0x90, value, .. } => Some(value),
+        _ => None,
+    });
+    *count.expect("a transfer") ^= 1;
+    let failed = findings(Arc::new(Replay::new(trace, "replay:changed".into())), Delivery::Thread);
+    let failed = failed.expect_err("a divergence");
+    assert!(failed.contains("devices/edu/src/driver.rs") && failed.contains("expected"), "{failed}");
+}

@@ -1,0 +1,264 @@
+//! How far a recording has been played.
+
+use crate::relay::Sink;
+use crate::trace::{Event, Outcome, Trace, What};
+use crate::watch::Watch;
+use std::backtrace::Backtrace;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::thread::ThreadId;
+use udrv_backend::{DmaMap, Error, IrqIndex, RegionIndex, Result, Trigger, Width};
+
+/// What a driver does now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Access {
+    pub(super) region: RegionIndex,
+    pub(super) offset: u64,
+    pub(super) width: Width,
+    /// The value, if it is a write.
+    pub(super) written: Option<u64>,
+}
+
+impl Access {
+    /// What was done then.
+    fn recorded(event: &Event) -> Option<(Self, u64, Outcome)> {
+        match event.what {
+            What::Read { region, offset, width, value, outcome } => {
+                Some((Self { region, offset, width, written: None }, value, outcome))
+            }
+            What::Write { region, offset, width, value, outcome } => {
+                Some((Self { region, offset, width, written: Some(value) }, value, outcome))
+            }
+            _ => None,
+        }
+    }
+
+    /// A write that failed is recorded without its value.
+    fn is(&self, recorded: &(Self, u64, Outcome)) -> bool {
+        let (then, _, outcome) = recorded;
+        let place = |access: &Self| (access.region, access.offset, access.width, access.written.is_some());
+        *self == *then || (matches!(outcome, Outcome::Failed(_)) && place(self) == place(then))
+    }
+
+    fn describe(&self) -> String {
+        let Self { region, offset, width, written } = self;
+        match written {
+            Some(value) => format!("{width} write of {value:#x} to {region} {offset:#x}"),
+            None => format!("{width} read of {region} {offset:#x}"),
+        }
+    }
+}
+
+pub(super) struct Script {
+    address: String,
+    events: Vec<Event>,
+    done: Vec<bool>,
+    /// Whether it is a read of the register that the same thread read just before in that region.
+    repeats: Vec<bool>,
+    /// The first that is not done.
+    cursor: usize,
+    /// Accesses that are not done, by recorded thread and region, in order.
+    streams: BTreeMap<(u32, u32), VecDeque<usize>>,
+    /// What each thread read last, while it has made no other access to that region.
+    last: HashMap<(ThreadId, u32), (Access, u64)>,
+    recent: VecDeque<String>,
+    triggers: BTreeMap<(u32, u32), Sink>,
+    memory: Watch,
+    diverged: Option<(String, String)>,
+}
+
+impl Script {
+    pub(super) fn new(trace: Trace, address: String) -> Self {
+        let events = trace.events;
+        let mut streams: BTreeMap<_, VecDeque<usize>> = BTreeMap::new();
+        let mut repeats = vec![false; events.len()];
+        let mut before: BTreeMap<(u32, u32), Access> = BTreeMap::new();
+        for ((index, event), repeat) in events.iter().enumerate().zip(&mut repeats) {
+            let Some((access, ..)) = Access::recorded(event) else { continue };
+            let key = (event.thread, access.region.0);
+            *repeat = access.written.is_none() && before.insert(key, access) == Some(access);
+            streams.entry(key).or_default().push_back(index);
+        }
+        let done = vec![false; events.len()];
+        Self {
+            address,
+            events,
+            done,
+            repeats,
+            cursor: 0,
+            streams,
+            last: HashMap::new(),
+            recent: VecDeque::new(),
+            triggers: BTreeMap::new(),
+            memory: Watch::default(),
+            diverged: None,
+        }
+    }
+
+    pub(super) fn left(&self) -> usize {
+        let polls = |index: &&usize| !self.repeats.get(**index).copied().unwrap_or(false);
+        self.streams.values().flatten().filter(polls).count()
+    }
+
+    /// Makes one access; `sound` is what the region's bounds say of it.
+    pub(super) fn access(&mut self, access: Access, sound: Result<()>) -> Result<u64> {
+        if let Some((found, expected)) = &self.diverged {
+            return Err(self.protocol(found.clone(), expected.clone()));
+        }
+        let key = (std::thread::current().id(), access.region.0);
+        let Some((stream, skipped)) = self.find(&access) else {
+            sound?;
+            return match self.last.get(&key) {
+                Some((last, value)) if *last == access && access.written.is_none() => Ok(*value),
+                _ => Err(self.diverge(&access)),
+            };
+        };
+        let made: Vec<usize> =
+            self.streams.get_mut(&stream).map(|indices| indices.drain(..=skipped).collect()).unwrap_or_default();
+        for index in &made {
+            self.finish(*index);
+        }
+        let event = made.last().and_then(|index| self.events.get(*index));
+        let (_, value, outcome) = event.and_then(Access::recorded).unwrap_or((access, 0, Outcome::Unfinished));
+        self.last.insert(key, (access, value));
+        self.recent.push_back(access.describe());
+        if self.recent.len() > 10 {
+            self.recent.pop_front();
+        }
+        self.advance();
+        match outcome {
+            Outcome::Done => Ok(value),
+            Outcome::Failed(errno) => {
+                sound?;
+                Err(Error::os(access.describe() + ", as recorded", std::io::Error::from_raw_os_error(errno)))
+            }
+            Outcome::Unfinished => {
+                Err(Error::Gone { device: self.address.clone(), why: "the recording ends in this access".into() })
+            }
+        }
+    }
+
+    /// The recorded access that this is: the earliest of those that are next in what a thread did to the region, and how
+    /// many polls before it are left out.
+    fn find(&self, access: &Access) -> Option<((u32, u32), usize)> {
+        let in_stream = |(key, stream): (&(u32, u32), &VecDeque<usize>)| {
+            for (skipped, index) in stream.iter().enumerate() {
+                let recorded = Access::recorded(self.events.get(*index)?)?;
+                if access.is(&recorded) {
+                    return Some((*index, *key, skipped));
+                }
+                if !*self.repeats.get(*index)? {
+                    return None;
+                }
+            }
+            None
+        };
+        let found = self.streams.iter().filter(|((_, region), _)| *region == access.region.0).filter_map(in_stream);
+        found.min().map(|(_, key, skipped)| (key, skipped))
+    }
+
+    fn diverge(&mut self, access: &Access) -> Error {
+        let in_region = self.streams.iter().filter(|((_, region), _)| *region == access.region.0);
+        let next = in_region.filter_map(|(_, stream)| stream.front()).min().and_then(|index| self.events.get(*index));
+        let expected = next.and_then(|event| Some((event.number, Access::recorded(event)?.0)));
+        let expected = expected.map_or_else(
+            || "nothing more in this region".to_owned(),
+            |(number, access)| format!("{} (event {number})", access.describe()),
+        );
+        let line = source_line().map(|line| format!(" at {line}")).unwrap_or_default();
+        let before: Vec<_> = self.recent.iter().map(String::as_str).collect();
+        let found = format!("{}{line}, after {}", access.describe(), before.join(", "));
+        let error = self.protocol(found.clone(), expected.clone());
+        self.diverged = Some((found, expected));
+        error
+    }
+
+    fn protocol(&self, found: String, expected: String) -> Error {
+        Error::Protocol { peer: format!("the driver of {}", self.address), found, expected }
+    }
+
+    fn finish(&mut self, index: usize) {
+        if let Some(done) = self.done.get_mut(index) {
+            *done = true;
+        }
+    }
+
+    /// Does what the device did before the next access that is still to be made.
+    fn advance(&mut self) {
+        while self.done.get(self.cursor) == Some(&true) {
+            self.cursor += 1;
+        }
+        for index in self.cursor..self.events.len() {
+            if self.done.get(index) == Some(&true) {
+                continue;
+            }
+            match self.events.get(index).map(|event| &event.what) {
+                Some(What::Read { .. }) if self.repeats.get(index) == Some(&true) => continue,
+                Some(What::Irq { index, vector, count }) => match self.triggers.get(&(index.0, *vector)) {
+                    Some(sink) => sink.signal(*count),
+                    None => return,
+                },
+                Some(What::Data { iova, bytes }) => {
+                    // Memory that the driver has taken back by now is not missed.
+                    let _unmapped = self.memory.write(*iova, bytes);
+                }
+                Some(What::Read { .. } | What::Write { .. } | What::Map { .. }) | None => return,
+                Some(_) => {}
+            }
+            self.finish(index);
+        }
+    }
+
+    pub(super) fn arm(&mut self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
+        let sinks: Vec<_> = triggers.iter().map(|trigger| trigger.map(Sink::new).transpose()).collect::<Result<_>>()?;
+        for (vector, sink) in (start..).zip(sinks) {
+            match sink {
+                Some(sink) => self.triggers.insert((index.0, vector), sink),
+                None => self.triggers.remove(&(index.0, vector)),
+            };
+        }
+        self.advance();
+        Ok(())
+    }
+
+    pub(super) fn disarm(&mut self, index: IrqIndex) {
+        self.triggers.retain(|(of, _), _| *of != index.0);
+    }
+
+    pub(super) fn map(&mut self, map: &DmaMap<'_>) -> Result<()> {
+        let is = |event: &Event| match event.what {
+            What::Map { iova, size, outcome } if iova == map.iova => size == map.size || outcome != Outcome::Done,
+            _ => false,
+        };
+        let mut candidates = self.events.iter().zip(&self.done).enumerate();
+        let found = candidates.find(|(_, (event, done))| !**done && is(event)).map(|(index, _)| index);
+        let Some(index) = found else {
+            let found = format!("a DMA mapping of {:#x} bytes at {:#x}", map.size, map.iova);
+            return Err(self.protocol(found, "one that was recorded".into()));
+        };
+        self.finish(index);
+        if let Some(What::Map { outcome: Outcome::Failed(errno), .. }) = self.events.get(index).map(|event| &event.what)
+        {
+            let errno = std::io::Error::from_raw_os_error(*errno);
+            return Err(Error::os(format!("mapping {:#x}, as recorded", map.iova), errno));
+        }
+        self.memory.map(map)?;
+        self.advance();
+        Ok(())
+    }
+
+    pub(super) fn unmap(&mut self, iova: u64, size: u64) {
+        self.memory.unmap(iova, size);
+    }
+}
+
+/// The line of the driver that made this access: the first that is in none of the libraries in between.
+fn source_line() -> Option<String> {
+    let trace = Backtrace::force_capture().to_string();
+    let ours = ["/rustc/", "/udrv/debug/src/", "/udrv/backend/src/", "/udrv/src/mmio/"];
+    let place = |line: &str| line.trim().strip_prefix("at ").map(str::to_owned);
+    trace
+        .lines()
+        .filter_map(place)
+        .map(|at| at.replacen("./", "/", 1))
+        .find(|at| !ours.iter().any(|part| at.contains(part)))
+}

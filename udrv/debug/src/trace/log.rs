@@ -1,0 +1,192 @@
+//! The file that a recorder writes: mapped, so that what was written is there whatever becomes of the process.
+#![expect(unsafe_code, reason = "the file is written through a shared mapping; all of it is atomic words")]
+
+use super::event::{DONE, FAILED, Tag, WORDS, head};
+use super::read::Description;
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use std::cell::Cell;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+use udrv_backend::{Error, Result, clock};
+
+/// The first bytes of a trace.
+pub(crate) const MAGIC: [u8; 8] = *b"udrvtrc\0";
+/// The format's version.
+pub(crate) const VERSION: u64 = 1;
+/// Where the words of the header are: magic, version, bytes before the first event, length of the description, events
+/// claimed. The description follows.
+pub(crate) const HEADER_WORDS: usize = 5;
+const CLAIMED: usize = 4;
+const PAGE: usize = 4096;
+
+/// A trace that is being written.
+pub(super) struct Log {
+    base: NonNull<AtomicU64>,
+    size: usize,
+    /// Index of the first event's first word.
+    first: usize,
+    capacity: u64,
+    start: Instant,
+    file: File,
+    path: PathBuf,
+    known: Mutex<Vec<u32>>,
+    id: u64,
+}
+
+// SAFETY: the mapping is reached as atomic words only, and lives until the log is dropped.
+unsafe impl Send for Log {}
+// SAFETY: as above.
+unsafe impl Sync for Log {}
+
+thread_local! {
+    /// This thread's kernel id, and the log that it last announced itself in.
+    static THREAD: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
+}
+
+/// An event that has begun.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    at: usize,
+    head: u64,
+}
+
+impl Log {
+    /// Room for `capacity` events, all of it allocated now: a store to a mapped hole of a file on a full disk would
+    /// otherwise be a SIGBUS.
+    pub(super) fn create(path: &Path, description: &Description, capacity: u64) -> Result<Self> {
+        let os = |cause: io::Error| Error::os(format!("writing the trace {}", path.display()), cause);
+        let text = serde_json::to_vec(description).map_err(|error| os(error.into()))?;
+        let first = (HEADER_WORDS * 8 + text.len()).next_multiple_of(PAGE);
+        let size = usize::try_from(capacity).ok().and_then(|events| events.checked_mul(WORDS * 8));
+        let size =
+            size.and_then(|bytes| bytes.checked_add(first)).ok_or_else(|| os(io::ErrorKind::FileTooLarge.into()))?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(os)?;
+        let length = i64::try_from(size).map_err(|_| os(io::ErrorKind::FileTooLarge.into()))?;
+        nix::fcntl::posix_fallocate(&file, 0, length).map_err(|errno| os(errno.into()))?;
+        let mut bytes = MAGIC.to_vec();
+        for word in [VERSION, first as u64, text.len() as u64, 0] {
+            bytes.extend(word.to_le_bytes());
+        }
+        bytes.extend(text);
+        file.write_all_at(&bytes, 0).map_err(os)?;
+        let length = NonZeroUsize::new(size).ok_or_else(|| os(io::ErrorKind::InvalidInput.into()))?;
+        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new shared mapping at an address the kernel chooses replaces nothing.
+        let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, &file, 0) };
+        let base = base.map_err(|errno| os(errno.into()))?;
+        // Page faults are taken here rather than by the accesses that are timed. Kernels before 5.14 cannot; then they are.
+        // SAFETY: this advice changes no contents, and the range is the mapping made above.
+        let _old_kernel = unsafe { libc::madvise(base.as_ptr(), size, libc::MADV_POPULATE_WRITE) };
+        static LOGS: AtomicU64 = AtomicU64::new(1);
+        Ok(Self {
+            base: base.cast(),
+            size,
+            first: first / 8,
+            capacity,
+            start: clock::now(),
+            file,
+            path: path.to_owned(),
+            known: Mutex::default(),
+            id: LOGS.fetch_add(1, Ordering::Relaxed),
+        })
+    }
+
+    #[inline]
+    fn word(&self, index: usize) -> &AtomicU64 {
+        assert!(index < self.size / 8, "an event beyond the trace");
+        // SAFETY: in bounds of the mapping, as was asserted.
+        let at = unsafe { self.base.add(index) };
+        // SAFETY: the mapping is page aligned, as long-lived as `self`, and reached as atomic words only.
+        unsafe { at.as_ref() }
+    }
+
+    /// An event whose end is not known yet: it is in the file before the call it is about. `None` when the file is full.
+    #[inline]
+    pub(super) fn begin(&self, tag: Tag, index: u32, bytes: u64, a: u64, b: u64) -> Option<Slot> {
+        let (mut thread, announced) = THREAD.get();
+        if announced != self.id {
+            thread = self.announce();
+        }
+        self.claim(head(tag, index, bytes, thread), a, b)
+    }
+
+    #[inline]
+    fn claim(&self, head: u64, a: u64, b: u64) -> Option<Slot> {
+        let claimed = self.word(CLAIMED);
+        let number = claimed.fetch_add(1, Ordering::Relaxed);
+        if number >= self.capacity {
+            return None;
+        }
+        let at = self.first + number as usize * WORDS;
+        let time = self.start.elapsed().as_nanos() as u64;
+        self.word(at).store(time.to_le(), Ordering::Relaxed);
+        self.word(at + 2).store(a.to_le(), Ordering::Relaxed);
+        self.word(at + 3).store(b.to_le(), Ordering::Relaxed);
+        self.word(at + 1).store(head.to_le(), Ordering::Release);
+        Some(Slot { at, head })
+    }
+
+    /// How it ended, and the value that came with it.
+    #[inline]
+    pub(super) fn end(&self, slot: Option<Slot>, outcome: std::result::Result<Option<u64>, i32>) {
+        let Some(Slot { at, head }) = slot else { return };
+        let (flag, value) = match outcome {
+            Ok(value) => (DONE, value),
+            Err(errno) => (FAILED, Some(errno as u64)),
+        };
+        if let Some(value) = value {
+            self.word(at + 3).store(value.to_le(), Ordering::Relaxed);
+        }
+        self.word(at + 1).store((head | flag).to_le(), Ordering::Release);
+    }
+
+    /// An event that is over at once.
+    pub(super) fn event(&self, tag: Tag, index: u32, bytes: u64, a: u64, b: u64) {
+        let slot = self.begin(tag, index, bytes, a, b);
+        self.end(slot, Ok(None));
+    }
+
+    /// This thread's id, with its name in the trace.
+    #[cold]
+    fn announce(&self) -> u32 {
+        let thread = nix::unistd::gettid().as_raw() as u32;
+        THREAD.set((thread, self.id));
+        let mut known = self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !known.contains(&thread) {
+            known.push(thread);
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            let mut bytes = [0; 16];
+            bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+            let [a, b] =
+                [0, 8].map(|at| bytes.get(at..at + 8).and_then(|part| part.try_into().ok()).unwrap_or_default());
+            let slot = self.claim(head(Tag::Thread, 0, 16, thread), u64::from_le_bytes(a), u64::from_le_bytes(b));
+            self.end(slot, Ok(None));
+        }
+        thread
+    }
+
+    /// How many events there was no room for.
+    pub(super) fn lost(&self) -> u64 {
+        self.word(CLAIMED).load(Ordering::Relaxed).saturating_sub(self.capacity)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        let events = self.word(CLAIMED).load(Ordering::Relaxed).min(self.capacity);
+        let length = self.first as u64 * 8 + events * WORDS as u64 * 8;
+        // SAFETY: this is the mapping made in `create`; references into it last no longer than a call of `self`.
+        let unmapped = unsafe { munmap(self.base.cast(), self.size) };
+        // What is left too long is a trace all the same: its header counts the events.
+        if unmapped.is_ok() && self.file.set_len(length).is_err() {
+            eprintln!("udrv: the trace {} keeps room that it does not need", self.path.display());
+        }
+    }
+}
