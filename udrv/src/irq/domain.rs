@@ -49,6 +49,11 @@ impl IrqDomain {
         &self.shared
     }
 
+    /// Whether this thread is in a handler of the domain.
+    pub(crate) fn is_delivering_here(&self) -> bool {
+        self.shared.gate.is_holder(me())
+    }
+
     pub(super) fn service(&self) -> &Service {
         &self.service
     }
