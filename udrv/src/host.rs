@@ -141,7 +141,9 @@ impl Host {
 
     /// Waits until all drivers have ended.
     #[must_use]
+    #[track_caller]
     pub fn join(self) -> Vec<Report> {
+        crate::irq::might_sleep();
         let report = |(device, thread): (String, JoinHandle<Report>)| {
             thread.join().unwrap_or_else(|payload| Report {
                 quiesced: Err(Error::Gone { device: device.clone(), why: "its supervisor panicked".into() }),
