@@ -36,7 +36,7 @@ impl InHandler {
 }
 
 #[derive(Default)]
-pub(super) struct OffAccount;
+pub(super) struct OffAccount(());
 
 impl OffAccount {
     pub(super) fn set_budget(&self, _budget: Duration) {}
