@@ -3,10 +3,11 @@
 
 mod irq_device;
 
-use irq_device::{Counted, Lines, soon};
+use irq_device::{Counted, Lines, soon, until};
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
+use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain, IrqLock, IrqReturn, Lock, Place, Rule, Violation, might_sleep, violations};
 use udrv_backend::IrqIndex;
 
@@ -27,6 +28,12 @@ fn between(rule: Rule, a: u32, b: u32) -> Vec<Violation> {
 fn mentions(violation: &Violation, lines: [u32; 2]) -> bool {
     let text = violation.to_string();
     lines.iter().all(|line| text.contains(&format!("{}:{line}:", file!())))
+}
+
+/// Keeps the processor for so long.
+fn spend(time: Duration) {
+    let end = Deadline::after(time);
+    until("the time to pass", || end.remaining().is_none());
 }
 
 #[track_caller]
@@ -170,7 +177,7 @@ fn section_longer_than_its_budget_is_reported_and_leads_the_account() {
     domain.set_section_budget(Duration::from_millis(1));
     let (short, long) = (here() + 1, here() + 2);
     domain.off(|_| {});
-    domain.off(|_| std::thread::sleep(Duration::from_millis(5)));
+    domain.off(|_| spend(Duration::from_millis(5)));
 
     let off = domain.irqs_off();
     assert_eq!(off.places.iter().map(|place| place.at.line()).collect::<Vec<_>>(), [long, short], "{off}");

@@ -10,4 +10,6 @@ for vector in msi intx; do
         "$UDRV_BIN/irq-stress" "pci:$edu" $vector $delivery 200 || fail "$vector $delivery"
     done
 done
+"$UDRV_BIN/udrv" run edu --device "pci:$edu" --irqs --samples 50 | tee /tmp/irqs
+grep -q "^  *[1-9][0-9]*  *[1-9].*  MSI vector 0 of pci:$edu" /tmp/irqs || fail "no account of the interrupt in the table"
 "$UDRV_BIN/stub-driver" release "$edu"

@@ -43,6 +43,7 @@ impl IrqDomain {
 
     fn with_barrier(delivery: Delivery, barrier: Barrier) -> Result<Self> {
         let shared = Arc::new(Shared::new(delivery, barrier)?);
+        super::accounts::enlist(&shared);
         let service = Arc::new(Service::new(&shared)?);
         Ok(Self { shared, service })
     }

@@ -19,6 +19,7 @@
 //! # Ok(()) }
 //! ```
 
+mod accounts;
 mod bottom_half;
 #[cfg(any(debug_assertions, feature = "checks"))]
 mod checks;
@@ -44,6 +45,7 @@ mod sync;
 mod timer;
 mod violation;
 
+pub use accounts::{Account, Accounts, accounts};
 pub use bottom_half::BottomHalf;
 pub use checks::{might_sleep, violations};
 pub use domain::{IrqDomain, Section, SectionGuard};
