@@ -1,11 +1,12 @@
 //! Placed interrupts: planted bugs are found and shrunk, and the edu driver survives all pairs.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use udrv::dma::{FromDevice, ToDevice};
 use udrv::irq::{IrqReturn, Registration};
 use udrv::mmio::{ByMessage, Io as _};
-use udrv::pci::{Command, Config};
+use udrv::pci::{Command as PciCommand, Config};
 use udrv::schedules::{Explored, Placement, Run, Schedule, Schedules};
 use udrv_backend::{AnyBackend, Backend, IrqIndex, RegionIndex, Result, Width};
 use udrv_edu::driver::Edu;
@@ -40,7 +41,7 @@ struct Small {
 
 impl Small {
     fn new(run: &Run, acknowledge: fn(InterruptStatus) -> InterruptStatus) -> Result<Self> {
-        Config::new(&*run.device).change_command(Command::BUS_MASTER, Command::empty())?;
+        Config::new(&*run.device).change_command(PciCommand::BUS_MASTER, PciCommand::empty())?;
         let io: Registers = Arc::new(ByMessage::new(Arc::clone(&run.device), RegionIndex::BAR0));
         let causes = Arc::new(AtomicU32::new(0));
         let handler = {
@@ -133,6 +134,28 @@ fn explore_at_random_shrinks_ten_interrupts_to_one() {
 
     assert_eq!(failure.found.placements().len(), 10, "{failure}");
     assert_eq!(failure.schedule.placements().len(), 1, "{failure}");
+}
+
+#[test]
+fn explore_with_the_printed_line_in_the_environment_replays_that_schedule_alone() {
+    let failure = on_edu().explore(|run| taking(run, false)).expect_err("a cause is lost");
+    let mut again = Command::new(std::env::current_exe().expect("this test"));
+    again.args(["--exact", "child_process_explores", "--nocapture"]).env("UDRV_TEST_EXPLORE", "");
+
+    let output = again.env("UDRV_SCHEDULE", failure.schedule.to_string()).output().expect("it ran");
+
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{said}");
+    let line = format!("UDRV_SCHEDULE={} replays it: {} ", failure.schedule, failure.error);
+    assert!(said.contains(&line) && said.contains("after 1 runs"), "no `{line}` in: {said}");
+}
+
+/// Not a test by itself: what the test above starts.
+#[test]
+fn child_process_explores() {
+    if std::env::var_os("UDRV_TEST_EXPLORE").is_some() {
+        on_edu().check(|run| taking(run, false));
+    }
 }
 
 #[test]

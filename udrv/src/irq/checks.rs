@@ -99,9 +99,13 @@ pub(super) fn opened(shared: &Shared, at: Place) {
         return;
     }
     let domain = id(shared);
-    SECTIONS.with_borrow_mut(|all| match all.iter_mut().find(|open| open.domain == domain) {
-        Some(open) => open.depth += 1,
-        None => all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now() }),
+    // A thread so far gone that this is destroyed may still open sections; they are not checked.
+    let _gone = SECTIONS.try_with(|all| {
+        let mut all = all.borrow_mut();
+        match all.iter_mut().find(|open| open.domain == domain) {
+            Some(open) => open.depth += 1,
+            None => all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now() }),
+        }
     });
 }
 
@@ -109,13 +113,14 @@ pub(super) fn opened(shared: &Shared, at: Place) {
 #[cold]
 pub(super) fn closed(shared: &Shared) {
     let domain = id(shared);
-    let ended = SECTIONS.with_borrow_mut(|all| {
+    let ended = SECTIONS.try_with(|all| {
+        let mut all = all.borrow_mut();
         let index = all.iter().position(|open| open.domain == domain)?;
         let open = all.get_mut(index)?;
         open.depth -= 1;
         (open.depth == 0).then(|| all.remove(index))
     });
-    if let Some(Open { at, since, preempted: before, .. }) = ended {
+    if let Ok(Some(Open { at, since, preempted: before, .. })) = ended {
         shared.off.add(at, clock::now().saturating_duration_since(since), preempted() > before);
     }
 }
