@@ -141,7 +141,9 @@ impl Host {
 
     /// Waits until all drivers have ended.
     #[must_use]
+    #[track_caller]
     pub fn join(self) -> Vec<Report> {
+        crate::irq::might_sleep();
         let report = |(device, thread): (String, JoinHandle<Report>)| {
             thread.join().unwrap_or_else(|payload| Report {
                 quiesced: Err(Error::Gone { device: device.clone(), why: "its supervisor panicked".into() }),
@@ -180,7 +182,7 @@ fn supervise<D: Driver>(device: AnyBackend, delivery: Delivery, stop: Stop, conf
 }
 
 /// What a panic said.
-fn message(payload: &(dyn Any + Send)) -> String {
+pub(crate) fn message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }

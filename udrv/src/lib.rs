@@ -2,13 +2,15 @@
 //! [`Backend`](udrv_backend::Backend).
 //!
 //! A driver opens a device by address ([`open`]), reads and writes its registers ([`mmio`]), gives it memory ([`dma`]),
-//! takes its interrupts through an [`irq::IrqDomain`] and is supervised by a [`host::Host`].
+//! takes its interrupts through an [`irq::IrqDomain`] and is supervised by a [`host::Host`]. Its tests place interrupts at its
+//! accesses with [`schedules`].
 
 pub mod dma;
 pub mod host;
 pub mod irq;
 pub mod mmio;
 mod open;
+pub mod schedules;
 pub mod vfio_user;
 
 pub use open::open;

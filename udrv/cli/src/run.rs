@@ -5,10 +5,12 @@ use clap::{Args, Subcommand, ValueEnum};
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
 use udrv::debug::fault::Faulty;
 use udrv::debug::trace::{Options, Recorder};
 use udrv::host::{Ended, Host, Report, Stop};
-use udrv::irq::Delivery;
+use udrv::irq::{Delivery, accounts};
 use udrv_backend::IrqIndex;
 use udrv_edu::driver::{Finding, Tour, TourConfig};
 
@@ -59,6 +61,9 @@ struct EduArgs {
     /// Room for this many events in the recording, 32 bytes each; those that follow are only counted.
     #[arg(long, requires = "record", default_value_t = Options::default().events)]
     record_events: u64,
+    /// Show what each interrupt source has seen, every second and at the end.
+    #[arg(long)]
+    irqs: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -124,10 +129,18 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
         Vector::Intx => IrqIndex::INTX,
     });
     let paint = Paint::for_stdout();
-    let tell = Box::new(move |finding| println!("{}", describe(&finding, paint)));
+    let irqs = args.irqs;
+    let tell = Box::new(move |finding| {
+        println!("{}", describe(&finding, paint));
+        // The last finding, with the registrations still there.
+        if irqs && matches!(finding, Finding::Interrupts(_)) {
+            println!("{}", accounts());
+        }
+    });
     let mut host = Host::stopped_by(stop.clone());
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
-    for Report { device, ended, quiesced } in host.join() {
+    let reports = if irqs { join_showing_irqs(host) } else { host.join() };
+    for Report { device, ended, quiesced } in reports {
         match ended {
             Ended::Returned => {}
             Ended::Failed(error) => bail!("the edu driver of {device} failed: {error}"),
@@ -136,6 +149,21 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
         quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
     }
     Ok(())
+}
+
+/// Shows the interrupts every second until the drivers have ended.
+fn join_showing_irqs(host: Host) -> Vec<Report> {
+    let (ended, end) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while end.recv_timeout(Duration::from_secs(1)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                println!("{}", accounts());
+            }
+        });
+        let reports = host.join();
+        drop(ended);
+        reports
+    })
 }
 
 /// Whether to colour: a terminal, and no wish against it (no-color.org).

@@ -61,7 +61,9 @@ impl BottomHalf {
     ///
     /// # Errors
     /// [`Error::NotSupported`] from within itself, which would wait for its own end; it does not run again.
+    #[track_caller]
     pub fn close(self) -> Result<()> {
+        super::might_sleep();
         self.take_out()
     }
 

@@ -1,6 +1,7 @@
 //! The delivery loop: what runs the handlers, and when it stops.
 
 use super::bottom_half::Halves;
+use super::checks::{OffAccount, off_at};
 use super::gate::{Claim, Gate};
 use super::inlet::Inlet;
 use super::number::me;
@@ -10,6 +11,7 @@ use super::sync::{Barrier, lock};
 use super::{Delivery, Priority};
 use crate::clock;
 use std::collections::BTreeMap;
+use std::panic::Location;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
@@ -32,6 +34,8 @@ pub(super) struct Shared {
     pub(super) delivery: Delivery,
     pub(super) inlet: Inlet,
     pub(super) halves: Halves,
+    /// How long interrupts were off, if the checks are on.
+    pub(super) off: OffAccount,
     pub(super) sources: Mutex<BTreeMap<u32, Arc<Source>>>,
     /// Tasks that wait for a delivery.
     pub(super) wakers: Mutex<Vec<Waker>>,
@@ -59,6 +63,7 @@ impl Shared {
             delivery,
             inlet: Inlet::new(delivery == Delivery::Thread)?,
             halves: Halves::default(),
+            off: OffAccount::default(),
             sources: Mutex::default(),
             wakers: Mutex::default(),
             owner: sigio::this_thread(),
@@ -258,7 +263,9 @@ impl Shared {
     }
 
     /// Waiting where nothing can be delivered would wait for ever.
+    #[track_caller]
     pub(super) fn check_may_wait(&self) -> Result<()> {
+        let here = Location::caller();
         let me = me();
         let what = if self.gate.is_holder(me) {
             "waiting in an interrupt handler"
@@ -267,6 +274,7 @@ impl Shared {
         } else {
             return Ok(());
         };
-        Err(Error::NotSupported { what, by: "an interrupt domain: leave first, then wait".into() })
+        let since = off_at(self).map_or_else(String::new, |at| format!(" (at {here}; off since {at})"));
+        Err(Error::NotSupported { what, by: format!("an interrupt domain: leave first, then wait{since}") })
     }
 }

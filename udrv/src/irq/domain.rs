@@ -8,10 +8,12 @@ use super::service::Service;
 use super::source::{Interrupt, Work};
 use super::sync::Barrier;
 use super::timer::Timer;
-use super::{Delivery, IrqOptions, IrqReturn};
+use super::{Delivery, IrqOptions, IrqReturn, IrqsOff, checks};
 use crate::clock::Deadline;
 use std::marker::PhantomData;
+use std::panic::Location;
 use std::sync::Arc;
+use std::time::Duration;
 use udrv_backend::{AnyBackend, IrqIndex, Result};
 
 /// A set of interrupt sources and the sections that hold them back. Cheap to clone; clones are the same domain.
@@ -41,12 +43,18 @@ impl IrqDomain {
 
     fn with_barrier(delivery: Delivery, barrier: Barrier) -> Result<Self> {
         let shared = Arc::new(Shared::new(delivery, barrier)?);
+        super::accounts::enlist(&shared);
         let service = Arc::new(Service::new(&shared)?);
         Ok(Self { shared, service })
     }
 
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Whether this thread is in a handler of the domain.
+    pub(crate) fn is_delivering_here(&self) -> bool {
+        self.shared.gate.is_holder(me())
     }
 
     pub(super) fn service(&self) -> &Service {
@@ -123,6 +131,7 @@ impl IrqDomain {
     /// Runs `section` with this domain's interrupts off. What became pending is delivered before this returns, if it is
     /// the outermost section. A panic inside restores the state.
     #[inline]
+    #[track_caller]
     pub fn off<T>(&self, section: impl FnOnce(&Section<'_>) -> T) -> T {
         let guard = self.off_guard();
         section(&guard.section)
@@ -133,8 +142,20 @@ impl IrqDomain {
     /// A guard that is forgotten leaves interrupts off for ever.
     #[must_use = "interrupts are off only as long as the guard lives"]
     #[inline]
+    #[track_caller]
     pub fn off_guard(&self) -> SectionGuard<'_> {
         SectionGuard::open(&self.shared)
+    }
+
+    /// How long its interrupts were off, and by which lines; empty where the checks are off.
+    #[must_use]
+    pub fn irqs_off(&self) -> IrqsOff {
+        self.shared.off.snapshot()
+    }
+
+    /// How long a section may be until it is reported ([`super::violations`]); 10 ms unless set. Only where the checks are on.
+    pub fn set_section_budget(&self, budget: Duration) {
+        self.shared.off.set_budget(budget);
     }
 
     /// Delivers what is pending now, on this thread, unless a section is open. Returns how many handlers ran.
@@ -148,7 +169,9 @@ impl IrqDomain {
     /// # Errors
     /// [`udrv_backend::Error::Timeout`] naming `what` when `deadline` passes first;
     /// [`udrv_backend::Error::NotSupported`] with a section open or in a handler, where nothing could be delivered.
+    #[track_caller]
     pub fn wait(&self, what: &str, deadline: Deadline, mut done: impl FnMut() -> bool) -> Result<()> {
+        checks::might_sleep();
         self.shared.check_may_wait()?;
         loop {
             let seen = self.shared.gate.progress();
@@ -177,11 +200,13 @@ pub struct SectionGuard<'domain> {
 
 impl<'domain> SectionGuard<'domain> {
     #[inline(always)]
+    #[track_caller]
     pub(super) fn open(shared: &'domain Arc<Shared>) -> Self {
         let mut me = me_if_known();
         if !shared.gate.enter_quickly(me) {
             me = Self::open_slowly(shared);
         }
+        checks::opened(shared, Location::caller());
         Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, me }
     }
 
@@ -203,6 +228,7 @@ impl<'domain> std::ops::Deref for SectionGuard<'domain> {
 impl Drop for SectionGuard<'_> {
     #[inline]
     fn drop(&mut self) {
+        checks::closed(self.shared);
         self.shared.leave(self.me);
     }
 }

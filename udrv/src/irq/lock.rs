@@ -1,10 +1,15 @@
 //! Data shared between driver threads and interrupt handlers.
 
 use super::IrqDomain;
+#[cfg(not(any(debug_assertions, feature = "checks")))]
+use super::checks::{Hold, LockCheck};
 use super::deliver::Shared;
 use super::domain::SectionGuard;
+#[cfg(any(debug_assertions, feature = "checks"))]
+use super::lockdep::{Hold, LockCheck};
 use super::sync::lock;
 use std::ops::{Deref, DerefMut};
+use std::panic::Location;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A lock that is taken with interrupts off: what `spin_lock_irqsave` is to the kernel.
@@ -14,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 /// handlers: it may be used in handlers as anywhere else.
 pub struct IrqLock<T> {
     shared: Arc<Shared>,
+    check: LockCheck,
     data: Mutex<T>,
 }
 
@@ -21,19 +27,23 @@ pub struct IrqLock<T> {
 pub struct IrqLockGuard<'lock, T> {
     // The order of the fields is the order in which they are dropped: unlock, then restore.
     data: MutexGuard<'lock, T>,
+    _hold: Option<Hold>,
     _section: SectionGuard<'lock>,
 }
 
 impl<T> IrqLock<T> {
     /// Guards `data` against the handlers of `domain`, and threads against one another.
     pub fn new(domain: &IrqDomain, data: T) -> Self {
-        Self { shared: Arc::clone(domain.shared()), data: Mutex::new(data) }
+        Self { shared: Arc::clone(domain.shared()), check: LockCheck::new(), data: Mutex::new(data) }
     }
 
     /// Turns interrupts off and locks. A holder that panicked leaves the data as it was then.
+    #[inline]
+    #[track_caller]
     pub fn lock(&self) -> IrqLockGuard<'_, T> {
         let section = SectionGuard::open(&self.shared);
-        IrqLockGuard { data: lock(&self.data), _section: section }
+        let hold = self.check.before(Location::caller());
+        IrqLockGuard { data: lock(&self.data), _hold: hold, _section: section }
     }
 }
 
@@ -45,6 +55,47 @@ impl<T> Deref for IrqLockGuard<'_, T> {
 }
 
 impl<T> DerefMut for IrqLockGuard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.data
+    }
+}
+
+/// A lock that leaves interrupts as they are: what plain `spin_lock` is to the kernel, for data that no handler touches. If
+/// one does, the checks say so; a `std::sync::Mutex` would deadlock one day, untold.
+pub struct Lock<T> {
+    check: LockCheck,
+    data: Mutex<T>,
+}
+
+/// The data of a [`Lock`], locked.
+pub struct LockGuard<'lock, T> {
+    data: MutexGuard<'lock, T>,
+    _hold: Option<Hold>,
+}
+
+impl<T> Lock<T> {
+    /// Guards `data` of threads against one another.
+    pub fn new(data: T) -> Self {
+        Self { check: LockCheck::new(), data: Mutex::new(data) }
+    }
+
+    /// Locks. A holder that panicked leaves the data as it was then.
+    #[inline]
+    #[track_caller]
+    pub fn lock(&self) -> LockGuard<'_, T> {
+        let hold = self.check.before(Location::caller());
+        LockGuard { data: lock(&self.data), _hold: hold }
+    }
+}
+
+impl<T> Deref for LockGuard<'_, T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.data
+    }
+}
+
+impl<T> DerefMut for LockGuard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
         &mut self.data
     }

@@ -19,13 +19,21 @@
 //! # Ok(()) }
 //! ```
 
+mod accounts;
 mod bottom_half;
+#[cfg(any(debug_assertions, feature = "checks"))]
+mod checks;
+#[cfg(not(any(debug_assertions, feature = "checks")))]
+#[path = "unchecked.rs"]
+mod checks;
 mod deliver;
 mod domain;
 mod future;
 mod gate;
 mod inlet;
 mod lock;
+#[cfg(any(debug_assertions, feature = "checks"))]
+mod lockdep;
 mod mark;
 mod number;
 mod pending;
@@ -35,14 +43,18 @@ mod sigio;
 mod source;
 mod sync;
 mod timer;
+mod violation;
 
+pub use accounts::{Account, Accounts, accounts};
 pub use bottom_half::BottomHalf;
+pub use checks::{might_sleep, violations};
 pub use domain::{IrqDomain, Section, SectionGuard};
 pub use future::NextDelivery;
-pub use lock::{IrqLock, IrqLockGuard};
+pub use lock::{IrqLock, IrqLockGuard, Lock, LockGuard};
 pub use registration::{Raiser, Registration};
 pub use source::Interrupt;
 pub use timer::Timer;
+pub use violation::{IrqsOff, OffPlace, Place, Rule, Violation};
 
 use std::ops::Range;
 use std::time::Duration;

@@ -161,7 +161,9 @@ impl Registration {
     ///
     /// # Errors
     /// [`Error::NotSupported`] from the handler itself, which would wait for its own end.
+    #[track_caller]
     pub fn disable(&self) -> Result<()> {
+        super::might_sleep();
         if self.is_inside() {
             return Err(Error::NotSupported {
                 what: "disable() from the interrupt's own handler",
@@ -246,7 +248,9 @@ impl Registration {
     ///
     /// # Errors
     /// [`Error::NotSupported`] from the handler itself; what disarming gave.
+    #[track_caller]
     pub fn close(mut self) -> Result<()> {
+        super::might_sleep();
         self.take_out()
     }
 

@@ -1,5 +1,6 @@
 //! One source: a line of a device (or a timer), its handlers, and what it has seen.
 
+use super::checks::InHandler;
 use super::deliver::Shared;
 use super::mark::Mark;
 use super::sync::lock;
@@ -183,7 +184,10 @@ impl Source {
         let merged = self.mark.take();
         if let Some(merged) = merged {
             let start = clock::now();
-            let outcome = self.call(Interrupt { merged });
+            let outcome = {
+                let _inside = InHandler::of(shared, self);
+                self.call(Interrupt { merged })
+            };
             let stormed = self.settle(start, clock::now(), merged, outcome.handled);
             self.finish(shared, Interrupt { merged }, &outcome, stormed);
         }

@@ -1,0 +1,190 @@
+//! The checks that a kernel developer misses in userspace: in debug builds, and in others with the feature `checks`.
+//! `UDRV_CHECKS=0` turns them off at run time. Where they are not compiled, `unchecked.rs` stands here instead.
+
+use super::deliver::Shared;
+use super::source::Source;
+use super::sync::lock;
+use super::violation::{IrqsOff, OffPlace, Place, Rule, Violation};
+use crate::clock;
+use nix::sys::resource::{UsageWho, getrusage};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::panic::Location;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// As many violations as are kept; each pair of places is one.
+const KEPT: usize = 1000;
+
+/// A section longer than this is a violation, unless [`super::IrqDomain::set_section_budget`] says otherwise: as long as a
+/// kernel's timer tick at 100 Hz, whose loss would be noticed.
+const BUDGET: Duration = Duration::from_millis(10);
+
+static VIOLATIONS: Mutex<Vec<Violation>> = Mutex::new(Vec::new());
+
+thread_local! {
+    static SECTIONS: RefCell<Vec<Open>> = const { RefCell::new(Vec::new()) };
+    static HANDLERS: RefCell<Vec<(usize, Arc<Source>)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The sections of one domain that this thread has open.
+struct Open {
+    domain: usize,
+    depth: u32,
+    /// The outermost.
+    at: Place,
+    since: Instant,
+    preempted: i64,
+}
+
+pub(super) fn are_on() -> bool {
+    static ON: OnceLock<bool> = OnceLock::new();
+    *ON.get_or_init(|| std::env::var_os("UDRV_CHECKS").is_none_or(|value| value != "0"))
+}
+
+/// What was found so far, in this process. Empty where the checks are off.
+#[must_use]
+pub fn violations() -> Vec<Violation> {
+    lock(&VIOLATIONS).clone()
+}
+
+pub(super) fn report(rule: Rule, at: Place, other: Option<Place>, text: impl FnOnce() -> String) {
+    let mut known = lock(&VIOLATIONS);
+    let same = |it: &Violation| it.rule == rule && it.at == at && it.other == other;
+    if known.len() < KEPT && !known.iter().any(same) {
+        let text = text();
+        tracing::error!("{text}");
+        known.push(Violation { rule, at, other, text });
+    }
+}
+
+/// Says that the caller may block. With interrupts of any domain off, or in a handler, that is reported with both places.
+#[track_caller]
+pub fn might_sleep() {
+    if !are_on() {
+        return;
+    }
+    let here = Location::caller();
+    let off_at = SECTIONS.with_borrow(|open| open.first().map(|open| open.at));
+    if let Some(off_at) = off_at {
+        report(Rule::Sleep, here, Some(off_at), || format!("{here} may block, with interrupts off since {off_at}"));
+    }
+    if let Some(source) = HANDLERS.with_borrow(|all| all.last().map(|(_, source)| Arc::clone(source))) {
+        report(Rule::Sleep, here, None, || format!("{here} may block, in a handler of {}", source.describe()));
+    }
+}
+
+fn id(shared: &Shared) -> usize {
+    std::ptr::from_ref(shared).addr()
+}
+
+/// Where this thread turned the domain's interrupts off.
+pub(super) fn off_at(shared: &Shared) -> Option<Place> {
+    SECTIONS.with_borrow(|all| all.iter().find(|open| open.domain == id(shared)).map(|open| open.at))
+}
+
+/// Domains whose handlers cannot interrupt this thread, and the one whose handler it runs, innermost last.
+pub(super) fn context() -> (Vec<usize>, Option<usize>) {
+    let off = SECTIONS.with_borrow(|all| all.iter().map(|open| open.domain).collect());
+    (off, HANDLERS.with_borrow(|all| all.last().map(|(domain, _)| *domain)))
+}
+
+fn preempted() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
+}
+
+#[cold]
+pub(super) fn opened(shared: &Shared, at: Place) {
+    if !are_on() {
+        return;
+    }
+    let domain = id(shared);
+    // A thread so far gone that this is destroyed may still open sections; they are not checked.
+    let _gone = SECTIONS.try_with(|all| {
+        let mut all = all.borrow_mut();
+        match all.iter_mut().find(|open| open.domain == domain) {
+            Some(open) => open.depth += 1,
+            None => all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now() }),
+        }
+    });
+}
+
+/// Called with the section still open.
+#[cold]
+pub(super) fn closed(shared: &Shared) {
+    let domain = id(shared);
+    let ended = SECTIONS.try_with(|all| {
+        let mut all = all.borrow_mut();
+        let index = all.iter().position(|open| open.domain == domain)?;
+        let open = all.get_mut(index)?;
+        open.depth -= 1;
+        (open.depth == 0).then(|| all.remove(index))
+    });
+    if let Ok(Some(Open { at, since, preempted: before, .. })) = ended {
+        shared.off.add(at, clock::now().saturating_duration_since(since), preempted() > before);
+    }
+}
+
+/// While it lives, this thread runs a handler.
+pub(super) struct InHandler;
+
+impl InHandler {
+    pub(super) fn of(shared: &Shared, source: &Arc<Source>) -> Self {
+        HANDLERS.with_borrow_mut(|all| all.push((id(shared), Arc::clone(source))));
+        Self
+    }
+}
+
+impl Drop for InHandler {
+    fn drop(&mut self) {
+        let _source = HANDLERS.with_borrow_mut(Vec::pop);
+    }
+}
+
+/// One domain's account of its sections.
+pub(super) struct OffAccount(Mutex<Account>);
+
+struct Account {
+    budget: Duration,
+    histogram: [u64; 32],
+    places: HashMap<Place, OffPlace>,
+}
+
+impl Default for OffAccount {
+    fn default() -> Self {
+        Self(Mutex::new(Account { budget: BUDGET, histogram: [0; 32], places: HashMap::new() }))
+    }
+}
+
+impl OffAccount {
+    pub(super) fn set_budget(&self, budget: Duration) {
+        lock(&self.0).budget = budget;
+    }
+
+    fn add(&self, at: Place, took: Duration, preempted: bool) {
+        let mut account = lock(&self.0);
+        let budget = account.budget;
+        let bucket = (took.as_nanos().max(1).ilog2() as usize).min(31);
+        if let Some(count) = account.histogram.get_mut(bucket) {
+            *count += 1;
+        }
+        let place = account.places.entry(at).or_insert_with(|| OffPlace::new(at));
+        place.sections += 1;
+        place.longest = place.longest.max(took);
+        place.over_budget += u64::from(took > budget);
+        place.preempted += u64::from(preempted);
+        drop(account);
+        if took > budget {
+            let how = if preempted { ", of which the host took some" } else { "" };
+            let text = || format!("interrupts were off for {took:.1?}{how}, over the budget of {budget:?}, since {at}");
+            report(Rule::Budget, at, Some(at), text);
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> IrqsOff {
+        let account = lock(&self.0);
+        let mut places: Vec<_> = account.places.values().copied().collect();
+        places.sort_by_key(|place| std::cmp::Reverse(place.longest));
+        IrqsOff { histogram: account.histogram, places }
+    }
+}

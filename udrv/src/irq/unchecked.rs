@@ -1,0 +1,62 @@
+//! What stands in for `checks.rs` where the checks are not compiled: nothing.
+
+use super::deliver::Shared;
+use super::source::Source;
+use super::violation::{IrqsOff, Place, Violation};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What was found so far: nothing, since the checks are not compiled (feature `checks`).
+#[must_use]
+pub fn violations() -> Vec<Violation> {
+    Vec::new()
+}
+
+/// Says that the caller may block; not checked in this build (feature `checks`).
+#[inline(always)]
+pub fn might_sleep() {}
+
+pub(super) fn off_at(_shared: &Shared) -> Option<Place> {
+    None
+}
+
+#[inline(always)]
+pub(super) fn opened(_shared: &Shared, _at: Place) {}
+
+#[inline(always)]
+pub(super) fn closed(_shared: &Shared) {}
+
+pub(super) struct InHandler;
+
+impl InHandler {
+    #[inline(always)]
+    pub(super) fn of(_shared: &Shared, _source: &Arc<Source>) -> Self {
+        Self
+    }
+}
+
+#[derive(Default)]
+pub(super) struct OffAccount(());
+
+impl OffAccount {
+    pub(super) fn set_budget(&self, _budget: Duration) {}
+
+    pub(super) fn snapshot(&self) -> IrqsOff {
+        IrqsOff::default()
+    }
+}
+
+/// In place of `lockdep.rs`.
+pub(super) struct LockCheck;
+pub(super) struct Hold;
+
+impl LockCheck {
+    pub(super) fn new() -> Self {
+        Self
+    }
+
+    #[inline(always)]
+    pub(super) fn before(&self, _at: Place) -> Option<Hold> {
+        None
+    }
+}
