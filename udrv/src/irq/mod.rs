@@ -21,6 +21,7 @@
 
 mod bottom_half;
 mod deliver;
+mod direct;
 mod domain;
 mod future;
 mod gate;
@@ -80,7 +81,7 @@ pub enum Priority {
     /// Second: at most 2,048, as many as a device has MSI-X vectors.
     #[default]
     Normal,
-    /// Last: at most 1,023.
+    /// Last: at most 1,022.
     Low,
 }
 
