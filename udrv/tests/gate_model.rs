@@ -167,11 +167,12 @@ impl World {
     }
 
     fn section(&self, me: u32) {
-        if !self.gate.enter_quickly(me) {
+        let slot = self.gate.slot(me);
+        if !self.gate.enter_quickly(slot, me) {
             self.gate.enter_slowly(me);
         }
         self.touch();
-        if self.gate.leave(me) {
+        if self.gate.leave(slot, me) {
             self.deliver(me);
         }
     }
@@ -248,10 +249,11 @@ fn sections_of_two_threads_against_delivery() {
     let threads = [0, 2].map(|me| {
         let driver = world.clone();
         loom::thread::spawn(move || {
-            if !driver.gate.enter_quickly(me) {
+            let slot = driver.gate.slot(me);
+            if !driver.gate.enter_quickly(slot, me) {
                 driver.gate.enter_slowly(me);
             }
-            if driver.gate.leave(me) {
+            if driver.gate.leave(slot, me) {
                 driver.deliver(me);
             }
         })
@@ -287,7 +289,7 @@ fn sleep_against_raise() {
         if world.handled(0) != 0 {
             break;
         }
-        if world.gate.fall_asleep(seen, false) {
+        if world.gate.fall_asleep(1, seen, false, 62) {
             let mut nudge = sync::lock(&world.nudge);
             while !*nudge {
                 nudge = world.nudged.wait(nudge).expect("loom does not poison");

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain, IrqReturn, Raiser};
 use udrv_backend::IrqIndex;
@@ -21,42 +21,59 @@ const SETTLE: Duration = Duration::from_micros(30);
 
 /// When the receiver saw it: nanoseconds since a common start, 0 if not yet. A cache line for itself.
 #[repr(align(128))]
-struct Seen {
+pub struct Seen {
     at: AtomicU64,
     stop: AtomicBool,
-    start: Instant,
+    clock: Box<dyn Fn() -> u64 + Send + Sync>,
 }
 
 impl Seen {
     fn new() -> Arc<Self> {
-        Arc::new(Self { at: AtomicU64::new(0), stop: AtomicBool::new(false), start: udrv_backend::clock::now() })
+        let start = udrv_backend::clock::now();
+        Self::counting_from(move || start.elapsed().as_nanos() as u64)
+    }
+
+    /// By a clock in nanoseconds.
+    pub fn counting_from(clock: impl Fn() -> u64 + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { at: AtomicU64::new(0), stop: AtomicBool::new(false), clock: Box::new(clock) })
     }
 
     fn now(&self) -> u64 {
-        self.start.elapsed().as_nanos() as u64
+        (self.clock)()
     }
 
-    fn see(&self) {
+    pub fn see(&self) {
         self.at.store(self.now(), Ordering::Release);
+    }
+
+    pub fn clear(&self) {
+        self.at.store(0, Ordering::Release);
+    }
+
+    /// When it was seen, once it was.
+    pub fn wait(&self) -> u64 {
+        loop {
+            match self.at.load(Ordering::Acquire) {
+                0 => std::hint::spin_loop(),
+                seen => return seen,
+            }
+        }
+    }
+
+    /// Gives the receiver time to fall asleep.
+    pub fn settle(&self) {
+        spin(SETTLE);
     }
 
     /// Raises so many times; the latencies, in nanoseconds, sorted.
     fn sample(&self, samples: usize, settle: Duration, mut raise: impl FnMut()) -> Vec<u64> {
         let mut latencies: Vec<u64> = (0..samples)
             .map(|_| {
-                let settled = udrv_backend::clock::now() + settle;
-                while udrv_backend::clock::now() < settled {
-                    std::hint::spin_loop();
-                }
-                self.at.store(0, Ordering::Release);
+                spin(settle);
+                self.clear();
                 let raised = self.now();
                 raise();
-                loop {
-                    match self.at.load(Ordering::Acquire) {
-                        0 => std::hint::spin_loop(),
-                        seen => return seen.saturating_sub(raised),
-                    }
-                }
+                self.wait().saturating_sub(raised)
             })
             .collect();
         latencies.sort_unstable();
@@ -64,7 +81,14 @@ impl Seen {
     }
 }
 
-fn percentile(sorted: &[u64], percent: usize) -> f64 {
+fn spin(time: Duration) {
+    let until = udrv_backend::clock::now() + time;
+    while udrv_backend::clock::now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+pub fn percentile(sorted: &[u64], percent: usize) -> f64 {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)] as f64
 }
 
@@ -119,19 +143,24 @@ fn eventfd(percent: usize) -> Box<dyn FnMut() -> f64> {
     Box::new(move || {
         let (seen, fd) = (Seen::new(), EventFd::new().expect("an eventfd"));
         let raise = fd.as_fd().try_clone_to_owned().expect("a descriptor");
-        std::thread::scope(|scope| {
-            let receiver = Arc::clone(&seen);
-            scope.spawn(move || {
-                while !receiver.stop.load(Ordering::Acquire) {
-                    fd.read().expect("read");
-                    receiver.see();
-                }
-            });
-            let latencies = seen.sample(SAMPLES, SETTLE, || write_one(&raise));
-            seen.stop.store(true, Ordering::Release);
-            write_one(&raise);
-            percentile(&latencies, percent)
-        })
+        let latencies = eventfd_reader(&seen, fd, &raise, || seen.sample(SAMPLES, SETTLE, || write_one(&raise)));
+        percentile(&latencies, percent)
+    })
+}
+
+/// Does `work` while a thread reads `fd`, blocking; `raise` is a duplicate of it.
+pub fn eventfd_reader<T>(seen: &Seen, fd: EventFd, raise: &OwnedFd, work: impl FnOnce() -> T) -> T {
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            while !seen.stop.load(Ordering::Acquire) {
+                fd.read().expect("read");
+                seen.see();
+            }
+        });
+        let done = work();
+        seen.stop.store(true, Ordering::Release);
+        write_one(raise);
+        done
     })
 }
 

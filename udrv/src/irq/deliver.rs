@@ -12,21 +12,33 @@ use super::{Delivery, Priority};
 use crate::clock;
 use std::collections::BTreeMap;
 use std::panic::Location;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 use udrv_backend::{Error, Result};
 
-/// Words of the pending bitmap: 4,096 ranks, the last of which stands for the bottom halves.
+/// Words of the pending bitmap: 4,096 ranks. The last stands for the bottom halves, the one before for a SIGIO that nobody
+/// has looked into, so that the end of a section finds everything in one load.
 const WORDS: usize = 64;
 const BOTTOM_HALVES: u32 = 64 * WORDS as u32 - 1;
+pub(super) const NEWS: u32 = BOTTOM_HALVES - 1;
 
 /// Handlers that run in a row while somebody waits to open a section.
 const BATCH: u32 = 64;
 
 /// How long poll delivery spins before it sleeps.
 const SPIN: Duration = Duration::from_micros(50);
+
+/// Deliveries in a row that may go by what the spinning found, before the descriptors are looked at again.
+const SPUN: u32 = 16;
+
+/// What a wait's last spin came to.
+#[derive(Default)]
+pub(super) struct Spun {
+    /// It found something marked, a moment after it had looked at the descriptors.
+    pub(super) found: bool,
+    in_a_row: u32,
+}
 
 /// What a domain's threads and handles share.
 pub(super) struct Shared {
@@ -41,8 +53,14 @@ pub(super) struct Shared {
     pub(super) wakers: Mutex<Vec<Waker>>,
     /// The thread that SIGIO goes to.
     pub(super) owner: i32,
-    /// How many SIGIOs were looked into; only in signal delivery.
-    seen: AtomicU64,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.delivery == Delivery::Signal {
+            sigio::forget(&self.gate.pending);
+        }
+    }
 }
 
 /// What a call of the delivery loop came to.
@@ -61,13 +79,12 @@ impl Shared {
         Ok(Self {
             gate: Gate::new(barrier, WORDS),
             delivery,
-            inlet: Inlet::new(delivery == Delivery::Thread)?,
+            inlet: Inlet::new(delivery)?,
             halves: Halves::default(),
             off: OffAccount::default(),
             sources: Mutex::default(),
             wakers: Mutex::default(),
             owner: sigio::this_thread(),
-            seen: AtomicU64::new(sigio::SIGNALS.load(Ordering::Acquire)),
         })
     }
 
@@ -75,31 +92,20 @@ impl Shared {
     pub(super) fn free_rank(sources: &BTreeMap<u32, Arc<Source>>, priority: Priority) -> Option<u32> {
         let mut ranks = priority.ranks();
         let mut taken = sources.range(ranks.clone()).map(|(&rank, _)| rank);
-        ranks.find(|rank| *rank != BOTTOM_HALVES && taken.next() != Some(*rank))
+        ranks.find(|rank| *rank < NEWS && taken.next() != Some(*rank))
     }
 
-    #[inline(always)]
-    pub(super) fn leave(self: &Arc<Self>, me: u32) {
-        let pending = self.gate.leave(me);
-        if pending || self.has_news() {
-            self.after_section();
-        }
-    }
-
-    /// Whether a SIGIO came that nobody has looked into.
-    #[inline(always)]
-    fn has_news(&self) -> bool {
-        self.delivery == Delivery::Signal && sigio::SIGNALS.load(Ordering::Relaxed) != self.seen.load(Ordering::Relaxed)
-    }
-
+    /// What is due when [`Gate::leave`] says so.
     #[cold]
-    fn after_section(self: &Arc<Self>) {
+    pub(super) fn after_section(self: &Arc<Self>) {
         if !self.gate.is_holder(me()) {
             let now = clock::now();
-            let since = if self.has_news() { sigio::take_first(now).unwrap_or(now) } else { now };
+            let since = if self.delivery == Delivery::Signal { sigio::take_first(now) } else { None };
             self.collect();
-            self.hold_back(since);
+            self.hold_back(since.unwrap_or(now));
             self.deliver();
+            // What another thread took just when the section closed was pending, too: its handler ends first.
+            self.gate.wait_out(me());
         }
     }
 
@@ -139,7 +145,8 @@ impl Shared {
         if self.delivery == Delivery::Thread {
             return;
         }
-        self.seen.store(sigio::SIGNALS.load(Ordering::Acquire), Ordering::Relaxed);
+        // Before the descriptors: whoever signals later marks it again.
+        self.gate.pending.clear(NEWS);
         let marked = |source: &Arc<Source>, count| self.raise(source, count);
         if let Err(error) = self.inlet.collect(marked) {
             tracing::error!(%error, "interrupts cannot be looked for");
@@ -157,10 +164,25 @@ impl Shared {
     /// Runs handlers until nothing is pending, unless a section is open. Within a handler it only marks: the loop that
     /// called it goes on.
     pub(super) fn deliver(self: &Arc<Self>) -> Delivered {
+        self.deliver_until(|| self.collect())
+    }
+
+    /// As [`Shared::deliver`], as part of a wait that spins: what the spinning found is delivered without another look at
+    /// the descriptors, which it takes between two deliveries anyway.
+    pub(super) fn deliver_in_wait(self: &Arc<Self>, spun: &mut Spun) -> Delivered {
+        if !spun.found || spun.in_a_row >= SPUN {
+            spun.in_a_row = 0;
+            return self.deliver();
+        }
+        spun.in_a_row += 1;
+        self.deliver_until(|| ())
+    }
+
+    fn deliver_until(self: &Arc<Self>, collect: impl Fn()) -> Delivered {
         let me = me();
         let mut done = Delivered::default();
         loop {
-            self.collect();
+            collect();
             if !self.gate.pending.any() {
                 return done;
             }
@@ -195,6 +217,10 @@ impl Shared {
                 halves = true;
                 continue;
             }
+            if rank == NEWS {
+                self.collect();
+                continue;
+            }
             let source = lock(&self.sources).get(&rank).cloned();
             done.handlers += u64::from(source.is_some_and(|source| source.deliver(self)));
             if handled % BATCH == 0 && self.gate.is_wanted() {
@@ -211,11 +237,15 @@ impl Shared {
     pub(super) fn serve(self: &Arc<Self>, stop: impl Fn() -> bool) {
         while !stop() {
             let held_back = self.deliver().held_back;
-            if !self.gate.fall_asleep(self.gate.progress(), held_back) {
+            let direct = self.inlet.prepare(|source, count| self.raise(source, count));
+            if !self.gate.fall_asleep(me(), self.gate.progress(), held_back, NEWS) {
                 continue;
             }
-            let waited = self.inlet.block(|source, count| self.raise(source, count));
-            self.gate.wake_up();
+            // Again, now that whoever stops us sees that we sleep, and how to wake us.
+            if stop() {
+                return self.gate.wake_up();
+            }
+            let waited = self.inlet.block(direct, || self.gate.wake_up(), |source, count| self.raise(source, count));
             if let Err(error) = waited {
                 return tracing::error!(%error, "an interrupt thread ends");
             }
@@ -223,28 +253,28 @@ impl Shared {
     }
 
     /// Sleeps until something may be pending, there is progress since `seen`, or for `limit`. One thread at a time waits
-    /// for descriptors; others wait for it.
-    pub(super) fn idle(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<()> {
+    /// for descriptors; others wait for it. True if spinning found something.
+    pub(super) fn idle(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<bool> {
         let me = me();
         if self.delivery == Delivery::Thread {
             self.gate.wait_for_progress(me, seen, limit);
-            return Ok(());
+            return Ok(false);
         }
         if !self.gate.lead(me, seen, limit) {
-            return Ok(());
+            return Ok(false);
         }
         let slept = self.idle_as_leader(seen, held_back, spin && self.delivery == Delivery::Poll, limit);
         self.gate.stop_leading();
         slept
     }
 
-    fn idle_as_leader(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<()> {
+    fn idle_as_leader(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<bool> {
         if spin && !held_back {
             let until = clock::now() + limit.map_or(SPIN, |limit| limit.min(SPIN));
             loop {
                 for _ in 0..64 {
                     if self.gate.pending.any() {
-                        return Ok(());
+                        return Ok(true);
                     }
                     std::hint::spin_loop();
                 }
@@ -254,12 +284,13 @@ impl Shared {
                 }
             }
         }
-        if !self.gate.fall_asleep(seen, held_back) {
-            return Ok(());
+        // A SIGIO that nobody has looked into left its socket readable, which ends the sleep.
+        if !self.gate.fall_asleep(me(), seen, held_back, NEWS) {
+            return Ok(false);
         }
         let slept = self.inlet.sleep(limit);
         self.gate.wake_up();
-        slept
+        slept.map(|()| false)
     }
 
     /// Waiting where nothing can be delivered would wait for ever.

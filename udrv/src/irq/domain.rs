@@ -1,7 +1,8 @@
 //! The domain as its users see it: sections, waiting, and what hands out sources.
 
 use super::bottom_half::BottomHalf;
-use super::deliver::Shared;
+use super::deliver::{Shared, Spun};
+use super::gate::{Gate, Slot};
 use super::number::{me, me_if_known};
 use super::registration::Registration;
 use super::service::Service;
@@ -173,14 +174,15 @@ impl IrqDomain {
     pub fn wait(&self, what: &str, deadline: Deadline, mut done: impl FnMut() -> bool) -> Result<()> {
         checks::might_sleep();
         self.shared.check_may_wait()?;
+        let mut spun = Spun::default();
         loop {
             let seen = self.shared.gate.progress();
-            let held_back = self.delivery() != Delivery::Thread && self.shared.deliver().held_back;
+            let held_back = self.delivery() != Delivery::Thread && self.shared.deliver_in_wait(&mut spun).held_back;
             if done() {
                 return Ok(());
             }
             let Some(left) = deadline.remaining() else { return Err(deadline.missed(what)) };
-            self.shared.idle(seen, held_back, true, Some(left))?;
+            spun.found = self.shared.idle(seen, held_back, true, Some(left))?;
         }
     }
 }
@@ -195,6 +197,8 @@ pub struct Section<'domain> {
 pub struct SectionGuard<'domain> {
     section: Section<'domain>,
     shared: &'domain Arc<Shared>,
+    gate: &'domain Gate,
+    slot: &'domain Slot,
     me: u32,
 }
 
@@ -202,18 +206,24 @@ impl<'domain> SectionGuard<'domain> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn open(shared: &'domain Arc<Shared>) -> Self {
-        let mut me = me_if_known();
-        if !shared.gate.enter_quickly(me) {
-            me = Self::open_slowly(shared);
-        }
+        let (gate, me) = (&shared.gate, me_if_known());
+        let quick = gate.own_slot(me).filter(|slot| gate.enter_quickly(slot, me));
+        // All in registers: on the quick path the guard is never in memory.
+        let (slot, me) = match quick {
+            Some(slot) => (slot, me),
+            None => {
+                let me = Self::open_slowly(gate);
+                (gate.slot(me), me)
+            }
+        };
         checks::opened(shared, Location::caller());
-        Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, me }
+        Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot, me }
     }
 
     #[cold]
-    fn open_slowly(shared: &Shared) -> u32 {
+    fn open_slowly(gate: &Gate) -> u32 {
         let me = me();
-        shared.gate.enter_slowly(me);
+        gate.enter_slowly(me);
         me
     }
 }
@@ -229,6 +239,8 @@ impl Drop for SectionGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         checks::closed(self.shared);
-        self.shared.leave(self.me);
+        if self.gate.leave(self.slot, self.me) {
+            self.shared.after_section();
+        }
     }
 }

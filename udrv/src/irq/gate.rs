@@ -9,7 +9,7 @@
 //! |---|---|---|---|
 //! | section opens | its slot | the holder | one of the two sees the other: |
 //! | delivery begins | the holder | all slots | no handler runs inside a section |
-//! | section closes | its slot | what is pending | one of the two sees the other: |
+//! | section closes | its slot | what is pending, who holds | one of the two sees the other: |
 //! | source is marked, delivery withdraws | what is pending | all slots | no mark is left behind |
 //! | domain's thread falls asleep | that it sleeps | what is pending | one of the two sees the other: |
 //! | source is marked | what is pending | whether it sleeps | no wake-up is lost |
@@ -37,11 +37,13 @@ const NOBODY: u32 = 0;
 
 /// One thread's sections. A cache line each, so that threads do not slow one another.
 #[repr(align(64))]
-struct Slot(AtomicU32);
+pub(super) struct Slot(AtomicU32);
 
 pub(super) struct Gate {
     barrier: Barrier,
     slots: [Slot; SLOTS],
+    /// Stands for the slot of threads that have none: always away, so that they take the slow path.
+    nowhere: Slot,
     /// The thread that delivers, by its number plus one.
     holder: AtomicU32,
     pub(super) pending: Pending,
@@ -83,6 +85,7 @@ impl Gate {
         Self {
             barrier,
             slots: std::array::from_fn(|_| Slot(AtomicU32::new(AWAY))),
+            nowhere: Slot(AtomicU32::new(AWAY)),
             holder: AtomicU32::new(NOBODY),
             pending: Pending::new(words),
             used: AtomicU32::new(0),
@@ -93,11 +96,21 @@ impl Gate {
         }
     }
 
-    /// Opens a section of thread `me`, waiting for a delivery of another thread. False, with nothing done, if that takes
-    /// [`Gate::enter_slowly`]; of a number that is no thread's, too.
+    /// The slot of thread `me`, for [`Gate::enter_quickly`] and [`Gate::leave`]: looked up once for both. `None`: it has none.
     #[inline(always)]
-    pub(super) fn enter_quickly(&self, me: u32) -> bool {
-        let Some(Slot(slot)) = self.slots.get(me as usize) else { return false };
+    pub(super) fn own_slot(&self, me: u32) -> Option<&Slot> {
+        self.slots.get(me as usize)
+    }
+
+    /// As [`Gate::own_slot`], or one that stands for it.
+    pub(super) fn slot(&self, me: u32) -> &Slot {
+        self.slots.get(me as usize).unwrap_or(&self.nowhere)
+    }
+
+    /// Opens a section of thread `me`, whose slot this is, waiting for a delivery of another thread. False, with nothing
+    /// done, if that takes [`Gate::enter_slowly`]; of a number that is no thread's, too.
+    #[inline(always)]
+    pub(super) fn enter_quickly(&self, Slot(slot): &Slot, me: u32) -> bool {
         if slot.load(Ordering::Relaxed) != CLEAR {
             return false;
         }
@@ -168,19 +181,25 @@ impl Gate {
         parking.entering -= 1;
     }
 
-    /// Closes one. True if it was this thread's outermost and something is pending: then [`Gate::claim`] is due.
+    /// Closes one. True if it was this thread's outermost and something is pending or being delivered: then
+    /// [`Gate::claim`] is due, and [`Gate::wait_out`].
     #[inline(always)]
-    pub(super) fn leave(&self, me: u32) -> bool {
-        match self.slots.get(me as usize) {
-            Some(Slot(slot)) if slot.load(Ordering::Relaxed) == OPEN => {
-                slot.store(CLEAR, Ordering::Release);
-                if !mutant(Mutant::NoFenceAtEnable) {
-                    Barrier::light();
-                }
-                self.pending.any()
-            }
-            _ => self.leave_slowly(me),
+    pub(super) fn leave(&self, Slot(slot): &Slot, me: u32) -> bool {
+        if slot.load(Ordering::Relaxed) != OPEN {
+            return self.leave_slowly(me);
         }
+        slot.store(CLEAR, Ordering::Release);
+        if !mutant(Mutant::NoFenceAtEnable) {
+            Barrier::light();
+        }
+        self.has_work()
+    }
+
+    /// Something is pending, or another thread has just taken what was: a section's end waits for that, too. In this order:
+    /// who takes a mark is the holder before and after.
+    #[inline(always)]
+    fn has_work(&self) -> bool {
+        self.pending.any() || self.holder.load(Ordering::Acquire) != NOBODY
     }
 
     #[cold]
@@ -188,7 +207,7 @@ impl Gate {
         let Some(Slot(slot)) = self.slots.get(me as usize) else {
             let last = self.crowd.fetch_sub(1, Ordering::AcqRel) == 1;
             fence(Ordering::SeqCst);
-            return last && self.pending.any();
+            return last && self.has_work();
         };
         let depth = slot.load(Ordering::Relaxed);
         if depth == FENCED && !self.barrier.is_asymmetric() {
@@ -196,7 +215,7 @@ impl Gate {
             if !mutant(Mutant::NoFenceAtEnable) {
                 fence(Ordering::SeqCst);
             }
-            return self.pending.any();
+            return self.has_work();
         }
         slot.store(depth.saturating_sub(1).max(CLEAR), Ordering::Release);
         false
@@ -234,6 +253,11 @@ impl Gate {
         Claim::Held
     }
 
+    /// Waits until no other thread delivers.
+    pub(super) fn wait_out(&self, me: u32) {
+        drop(self.wait_while(lock(&self.parking), || self.meets_other(me)));
+    }
+
     fn others(&self, me: u32) -> impl Iterator<Item = u32> + '_ {
         let used = self.used.load(Ordering::Acquire) as usize;
         let slots = self.slots.iter().take(used).enumerate();
@@ -268,16 +292,24 @@ impl Gate {
         self.asleep.load(Ordering::Relaxed) != 0
     }
 
-    /// Announces that this thread is about to sleep until it is woken. False if it must not: something is pending (unless
-    /// it knows so, and leaves it to a section's end), or there was progress since `seen`.
-    pub(super) fn fall_asleep(&self, seen: u64, despite_pending: bool) -> bool {
+    /// Announces that thread `me` is about to sleep until it is woken. False if it must not: there was progress since
+    /// `seen`, or something is pending. With `held_back` that is left to the end of a section, if one is still open. What
+    /// pends at rank `besides` does not count: the sleep ends by it anyway.
+    pub(super) fn fall_asleep(&self, me: u32, seen: u64, held_back: bool, besides: u32) -> bool {
         self.asleep.store(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        let may = (despite_pending || !self.pending.any()) && self.progress() == seen;
+        let is_quiet = !self.pending.any_besides(besides) || (held_back && self.is_held_back(me));
+        let may = is_quiet && self.progress() == seen;
         if !may {
             self.wake_up();
         }
         may
+    }
+
+    /// Whether another thread has a section open, whose end will find what was pending before this call.
+    fn is_held_back(&self, me: u32) -> bool {
+        self.barrier.heavy();
+        self.others(me).any(|slot| slot > CLEAR) || self.crowd.load(Ordering::Acquire) != 0
     }
 
     pub(super) fn wake_up(&self) {

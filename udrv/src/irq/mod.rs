@@ -27,6 +27,7 @@ mod checks;
 #[path = "unchecked.rs"]
 mod checks;
 mod deliver;
+mod direct;
 mod domain;
 mod future;
 mod gate;
@@ -92,7 +93,7 @@ pub enum Priority {
     /// Second: at most 2,048, as many as a device has MSI-X vectors.
     #[default]
     Normal,
-    /// Last: at most 1,023.
+    /// Last: at most 1,022.
     Low,
 }
 

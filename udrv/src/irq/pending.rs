@@ -20,6 +20,15 @@ impl Pending {
         self.summary.load(Ordering::Acquire) != 0
     }
 
+    /// Whether anything but this rank is in.
+    pub(super) fn any_besides(&self, rank: u32) -> bool {
+        let (index, bit) = (rank / 64, 1 << (rank % 64));
+        // As `any` by the summary: a bit that is not there yet is about to be, and nobody is to spin on that.
+        let summary = self.summary.load(Ordering::Acquire);
+        let beside = || self.words.get(index as usize).is_some_and(|word| word.load(Ordering::Acquire) & !bit != 0);
+        summary & !(1 << index) != 0 || (summary != 0 && beside())
+    }
+
     /// The word before the summary, so that whoever sees the summary finds the bit.
     pub(super) fn set(&self, rank: u32) {
         if let Some(word) = self.words.get(rank as usize / 64) {
@@ -34,6 +43,21 @@ impl Pending {
             let bits = word.load(Ordering::Acquire);
             (0..64).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| index * 64 + bit)
         })
+    }
+
+    /// Takes this rank out, if it is in.
+    pub(super) fn clear(&self, rank: u32) {
+        let (index, bit) = (rank / 64, 1 << (rank % 64));
+        let Some(word) = self.words.get(index as usize) else { return };
+        if word.load(Ordering::Acquire) & bit == 0 {
+            return;
+        }
+        // In the order of `take`, and for its reason.
+        self.summary.fetch_and(!(1 << index), Ordering::AcqRel);
+        if word.fetch_and(!bit, Ordering::AcqRel) & !bit != 0 {
+            self.summary.fetch_or(1 << index, Ordering::AcqRel);
+        }
+        fence(Ordering::SeqCst);
     }
 
     /// Takes the lowest rank out.

@@ -2,7 +2,7 @@
 
 use super::deliver::Shared;
 use super::future::NextDelivery;
-use super::inlet::event_fd;
+use super::inlet::{Kind, event_fd};
 use super::sigio;
 use super::source::{Action, Handler, Interrupt, Line, Source, Work};
 use super::sync::lock;
@@ -106,7 +106,7 @@ impl Registration {
     pub(super) fn of_timer(domain: &IrqDomain, fd: OwnedFd, handler: Handler) -> Result<Self> {
         let (source, _) = enlist(domain.shared(), None, IrqOptions::default())?;
         let it = Self::add(domain, source, Work::Handler(handler));
-        domain.shared().inlet.add(&it.source, fd, false)?;
+        domain.shared().inlet.add(&it.source, fd, Kind::Timer)?;
         Ok(it)
     }
 
@@ -127,12 +127,12 @@ impl Registration {
             let (ours, theirs) = UnixStream::pair().map_err(os)?;
             theirs.set_nonblocking(true).map_err(os)?;
             sigio::raise_on_input(&ours, shared.owner)?;
-            shared.inlet.add(&self.source, ours.into(), true)?;
+            shared.inlet.add(&self.source, ours.into(), Kind::Stream)?;
             theirs.into()
         } else {
             let ours: OwnedFd = event_fd()?.into();
             let theirs = ours.try_clone().map_err(|error| Error::os("duplicating an interrupt's eventfd", error))?;
-            shared.inlet.add(&self.source, ours, false)?;
+            shared.inlet.add(&self.source, ours, Kind::Event)?;
             theirs
         };
         line.backend.set_triggers(line.index, line.vector, &[Some(trigger.as_fd())])?;

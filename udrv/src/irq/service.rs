@@ -3,6 +3,7 @@
 
 use super::Delivery;
 use super::deliver::Shared;
+use super::sigio;
 use super::sync::{Condvar, lock};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,6 +27,9 @@ struct Control {
 
 impl Service {
     pub(super) fn new(shared: &Arc<Shared>) -> Result<Self> {
+        if shared.delivery == Delivery::Signal {
+            sigio::listen(&shared.gate.pending)?;
+        }
         let it = Self { shared: Arc::clone(shared), control: Arc::default(), threads: Mutex::default() };
         if shared.delivery == Delivery::Thread {
             let (shared, control) = (Arc::clone(shared), Arc::clone(&it.control));

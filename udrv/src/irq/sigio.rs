@@ -1,6 +1,6 @@
 //! Signal delivery: what SIGIO adds to a readable descriptor.
 //!
-//! The signal carries no information: its handler counts that one came, so that the end of a section knows in one load
+//! The signal carries no information: its handler marks that one came, so that the end of a section knows in one load
 //! that the sockets are worth a look, and its arrival breaks a sleep. What is pending is read from the sockets. So
 //! signals that coalesce, overflow or are taken by somebody else lose nothing; at worst an interrupt waits for the next
 //! delivery point that looks at the sockets unasked ([`super::IrqDomain::wait`], [`super::IrqDomain::deliver`]).
@@ -8,9 +8,11 @@
 //! The handler that stood before ours is called on, so that an application's own use of SIGIO goes on working.
 #![expect(unsafe_code, reason = "nix has neither F_SETOWN_EX nor a way to chain signal handlers, nor SIGEV_THREAD_ID")]
 
+use super::deliver::NEWS;
+use super::pending::Pending;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use udrv_backend::{Error, Result};
@@ -18,16 +20,58 @@ use udrv_backend::{Error, Result};
 /// The action that was installed before ours.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
-/// SIGIOs of this process so far.
-pub(super) static SIGNALS: AtomicU64 = AtomicU64::new(0);
+/// The domains in signal delivery, by what the handler marks: [`NEWS`].
+static LISTENERS: [AtomicPtr<Pending>; 64] = [const { AtomicPtr::new(std::ptr::null_mut()) }; 64];
+
+/// Those in use are below this.
+static USED: AtomicUsize = AtomicUsize::new(0);
+
+/// Handlers that look at them now.
+static LOOKING: AtomicU32 = AtomicU32::new(0);
+
+/// Lets the handler mark [`NEWS`] in `pending`, until [`forget`].
+pub(super) fn listen(pending: &Pending) -> Result<()> {
+    let it = std::ptr::from_ref(pending).cast_mut();
+    for (place, listener) in LISTENERS.iter().enumerate() {
+        if listener.compare_exchange(std::ptr::null_mut(), it, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            USED.fetch_max(place + 1, Ordering::SeqCst);
+            return Ok(());
+        }
+    }
+    Err(Error::NotSupported { what: "more than 64 domains in signal delivery", by: "one process".into() })
+}
+
+/// Afterwards no handler looks at `pending` any more.
+pub(super) fn forget(pending: &Pending) {
+    let it = std::ptr::from_ref(pending).cast_mut();
+    for listener in &LISTENERS {
+        let _other = listener.compare_exchange(it, std::ptr::null_mut(), Ordering::SeqCst, Ordering::SeqCst);
+    }
+    // A handler that is there already goes on for a few instructions; on this thread there is none.
+    while LOOKING.load(Ordering::SeqCst) != 0 {
+        std::thread::yield_now();
+    }
+}
+
+fn tell_listeners() {
+    LOOKING.fetch_add(1, Ordering::SeqCst);
+    for listener in LISTENERS.iter().take(USED.load(Ordering::SeqCst)) {
+        // SAFETY: null, or the address of a `Pending` that `forget` keeps alive as long as `LOOKING` counts us; it is only
+        // shared, and `set` is two atomic operations.
+        if let Some(pending) = unsafe { listener.load(Ordering::SeqCst).as_ref() } {
+            pending.set(NEWS);
+        }
+    }
+    LOOKING.fetch_sub(1, Ordering::SeqCst);
+}
 
 /// When the first one came that no domain has looked into yet, in nanoseconds of CLOCK_MONOTONIC; 0 if there is none.
 static FIRST: AtomicU64 = AtomicU64::new(0);
 
 extern "C" fn on_sigio(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    // Atomics and clock_gettime(2) are async-signal-safe. The time first: whoever sees the count finds it.
+    // Atomics and clock_gettime(2) are async-signal-safe. The time first: whoever sees the mark finds it.
     let _earlier = FIRST.compare_exchange(0, monotonic_ns(), Ordering::Relaxed, Ordering::Relaxed);
-    SIGNALS.fetch_add(1, Ordering::Release);
+    tell_listeners();
     // OnceLock::get is one atomic load: async-signal-safe.
     let Some(previous) = PREVIOUS.get() else { return };
     let handler = previous.sa_sigaction;
@@ -56,6 +100,9 @@ fn monotonic_ns() -> u64 {
 /// When the first SIGIO came that nobody has looked into; from now on somebody has. With several domains in signal
 /// delivery the first to look takes it.
 pub(super) fn take_first(now: Instant) -> Option<Instant> {
+    if FIRST.load(Ordering::Relaxed) == 0 {
+        return None;
+    }
     let first = FIRST.swap(0, Ordering::Relaxed);
     let age = Duration::from_nanos(monotonic_ns().saturating_sub(first));
     (first != 0).then(|| now.checked_sub(age).unwrap_or(now))
