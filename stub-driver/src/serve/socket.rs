@@ -1,20 +1,24 @@
 //! Listening sockets as files: made for one user, replaced when their stub is dead, and removed at the end.
 
+use crate::lock::briefly;
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, shutdown, socket};
 use nix::sys::stat::{Mode, fchmod};
 use nix::unistd::{Uid, chown};
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Longest path that a socket address holds: `sun_path` has 108 bytes with the NUL (unix(7)).
 const MAX_PATH: usize = 107;
+
+/// How long another stub may be at the same socket: it makes a file or two meanwhile.
+const TURN_LIMIT: Duration = Duration::from_secs(10);
 
 /// A listening socket, whose file is removed when this is dropped.
 #[derive(Debug)]
@@ -40,9 +44,11 @@ impl Listener {
         }
         // Between "nobody answers" and our own bind, no other stub may do the same.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let folder = File::open(parent).map_err(|error| explain(parent, "opening", &error))?;
-        let _turn = Flock::lock(folder, FlockArg::LockExclusive)
-            .map_err(|(_, errno)| anyhow::anyhow!("locking {}: {}", parent.display(), errno.desc()))?;
+        let turn = parent.join(format!(".{}.lock", path.file_name().unwrap_or_default().to_string_lossy()));
+        let _turn =
+            briefly(&turn, TURN_LIMIT).map_err(|error| explain(&turn, "locking", &error))?.with_context(|| {
+                format!("{}: another stub is still starting there after {TURN_LIMIT:?}", path.display())
+            })?;
         clear_way(path)?;
 
         let fd =
@@ -141,4 +147,23 @@ fn explain(path: &Path, doing: &str, error: &std::io::Error) -> anyhow::Error {
         _ => "",
     };
     anyhow::anyhow!("{doing} {}: {error}{advice}", path.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::fcntl::{Flock, FlockArg};
+    use nix::unistd::geteuid;
+    use std::fs::File;
+
+    #[test]
+    fn folder_that_somebody_has_locked_keeps_no_stub_from_starting() {
+        let folder = tempfile::tempdir().expect("folder");
+        let file = File::open(folder.path()).expect("opened as anybody can");
+        let _held = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno).expect("locked");
+        let path = folder.path().join("it.sock");
+        let (sender, bound) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(Listener::bind(&path, geteuid())));
+        bound.recv_timeout(TURN_LIMIT).expect("not waiting").expect("listening");
+    }
 }
