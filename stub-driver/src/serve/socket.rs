@@ -3,9 +3,10 @@
 use crate::lock::briefly;
 use anyhow::{Context as _, Result, bail};
 use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, shutdown, socket};
-use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Uid, chown};
+use nix::sys::stat::{Mode, fchmod, fstat};
+use nix::unistd::{Uid, fchownat, geteuid};
 use std::fs::Metadata;
 use std::io::ErrorKind;
 use std::os::fd::AsRawFd as _;
@@ -44,6 +45,7 @@ impl Listener {
         }
         // Between "nobody answers" and our own bind, no other stub may do the same.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        check_folder(parent)?;
         let turn = parent.join(format!(".{}.lock", path.file_name().unwrap_or_default().to_string_lossy()));
         let _turn =
             briefly(&turn, TURN_LIMIT).map_err(|error| explain(&turn, "locking", &error))?.with_context(|| {
@@ -60,13 +62,7 @@ impl Listener {
         let made = std::fs::symlink_metadata(path).map_err(|error| explain(path, "looking at", &error))?;
         let listener = Self { socket: UnixListener::from(fd), path: path.into(), file: identity(&made) };
         if made.uid() != owner.as_raw() {
-            chown(path, Some(owner), None).map_err(|errno| {
-                anyhow::anyhow!(
-                    "giving {} to user {owner}: {}; only root can serve another user",
-                    path.display(),
-                    errno.desc()
-                )
-            })?;
+            give(path, owner)?;
         }
         listen(&listener.socket, Backlog::MAXCONN).map_err(os)?;
         Ok(listener)
@@ -97,6 +93,33 @@ impl Drop for Listener {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// Refuses a folder in which anybody could replace what is made there. (In `/tmp` the sticky bit stops that.)
+fn check_folder(folder: &Path) -> Result<()> {
+    let found = std::fs::metadata(folder).map_err(|error| explain(folder, "looking at", &error))?;
+    if found.mode() & 0o1002 == 0o002 {
+        bail!(
+            "{}: everybody can replace the sockets there (mode {:o}); chmod o-w it or choose another --socket-dir",
+            folder.display(),
+            found.mode() & 0o7777
+        );
+    }
+    Ok(())
+}
+
+/// Gives our socket to its user: this very file, whatever is at its path meanwhile.
+fn give(path: &Path, owner: Uid) -> Result<()> {
+    let os = |errno: Errno| {
+        anyhow::anyhow!("giving {} to user {owner}: {}; only root can serve another user", path.display(), errno.desc())
+    };
+    let file =
+        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()).map_err(os)?;
+    let found = fstat(&file).map_err(os)?;
+    if found.st_mode & libc::S_IFMT != libc::S_IFSOCK || found.st_uid != geteuid().as_raw() {
+        bail!("{} was replaced by somebody while it was made; choose another --socket-dir", path.display());
+    }
+    fchownat(&file, c"", Some(owner), None, AtFlags::AT_EMPTY_PATH).map_err(os)
 }
 
 fn identity(file: &Metadata) -> (u64, u64) {
@@ -153,8 +176,8 @@ fn explain(path: &Path, doing: &str, error: &std::io::Error) -> anyhow::Error {
 mod tests {
     use super::*;
     use nix::fcntl::{Flock, FlockArg};
-    use nix::unistd::geteuid;
     use std::fs::File;
+    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn folder_that_somebody_has_locked_keeps_no_stub_from_starting() {
@@ -165,5 +188,28 @@ mod tests {
         let (sender, bound) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(Listener::bind(&path, geteuid())));
         bound.recv_timeout(TURN_LIMIT).expect("not waiting").expect("listening");
+    }
+
+    #[test]
+    fn link_that_was_put_in_place_of_the_socket_is_not_followed() {
+        let folder = tempfile::tempdir().expect("folder");
+        let (target, link) = (folder.path().join("target"), folder.path().join("it.sock"));
+        let _socket = UnixListener::bind(&target).expect("a socket");
+        std::os::unix::fs::symlink(&target, &link).expect("a link");
+        let refused = give(&link, Uid::from_raw(65_534)).expect_err("a link").to_string();
+        assert!(refused.contains("was replaced"), "{refused}");
+        assert_eq!(std::fs::metadata(&target).expect("there").uid(), geteuid().as_raw());
+    }
+
+    #[test]
+    fn folder_that_everybody_can_write_is_refused_unless_sticky() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("it.sock");
+        let set = |mode| std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).expect("mode");
+        set(0o777);
+        let refused = Listener::bind(&path, geteuid()).expect_err("writable by all").to_string();
+        assert!(refused.contains("mode 777"), "{refused}");
+        set(0o1777);
+        Listener::bind(&path, geteuid()).expect("as in /tmp");
     }
 }
