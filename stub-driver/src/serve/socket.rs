@@ -9,8 +9,8 @@ use nix::sys::stat::{Mode, fchmod, fstat};
 use nix::unistd::{Uid, fchownat, geteuid};
 use std::fs::Metadata;
 use std::io::ErrorKind;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -36,6 +36,14 @@ impl Listener {
     /// # Errors
     /// One line that says what is in the way and what to do.
     pub(super) fn bind(path: &Path, owner: Uid) -> Result<Self> {
+        Self::bind_with(path, owner, Mode::S_IRUSR | Mode::S_IWUSR)
+    }
+
+    /// As [`Listener::bind`], with another mode than 0600.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub(super) fn bind_with(path: &Path, owner: Uid, mode: Mode) -> Result<Self> {
         let length = path.as_os_str().len();
         if length > MAX_PATH {
             bail!(
@@ -56,9 +64,12 @@ impl Listener {
         let fd =
             socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
         let os = |errno: Errno| explain(path, "listening at", &errno.into());
-        // The file takes its mode from the socket, so that it never had a wider one.
-        fchmod(&fd, Mode::S_IRUSR | Mode::S_IWUSR).map_err(os)?;
+        // The file takes its mode from the socket less the umask: it never had a wider one.
+        fchmod(&fd, mode).map_err(os)?;
         bind(fd.as_raw_fd(), &UnixAddr::new(path).map_err(os)?).map_err(os)?;
+        if mode.contains(Mode::S_IWOTH) {
+            widen(path, mode)?;
+        }
         let made = std::fs::symlink_metadata(path).map_err(|error| explain(path, "looking at", &error))?;
         let listener = Self { socket: UnixListener::from(fd), path: path.into(), file: identity(&made) };
         if made.uid() != owner.as_raw() {
@@ -113,13 +124,28 @@ fn give(path: &Path, owner: Uid) -> Result<()> {
     let os = |errno: Errno| {
         anyhow::anyhow!("giving {} to user {owner}: {}; only root can serve another user", path.display(), errno.desc())
     };
-    let file =
-        nix::fcntl::open(path, OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC, Mode::empty()).map_err(os)?;
+    fchownat(&made_by_us(path)?, c"", Some(owner), None, AtFlags::AT_EMPTY_PATH).map_err(os)
+}
+
+/// Lets others connect to our socket, whatever the umask.
+fn widen(path: &Path, mode: Mode) -> Result<()> {
+    // fchmod takes no O_PATH descriptor; this link leads to the file itself.
+    let file = made_by_us(path)?;
+    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let permissions = std::fs::Permissions::from_mode(mode.bits());
+    std::fs::set_permissions(link, permissions).map_err(|error| explain(path, "opening to others", &error))
+}
+
+/// The socket that was just made at this path, and nothing that was put there since.
+fn made_by_us(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let os = |errno: Errno| explain(path, "looking at", &errno.into());
+    let file = nix::fcntl::open(path, flags, Mode::empty()).map_err(os)?;
     let found = fstat(&file).map_err(os)?;
     if found.st_mode & libc::S_IFMT != libc::S_IFSOCK || found.st_uid != geteuid().as_raw() {
         bail!("{} was replaced by somebody while it was made; choose another --socket-dir", path.display());
     }
-    fchownat(&file, c"", Some(owner), None, AtFlags::AT_EMPTY_PATH).map_err(os)
+    Ok(file)
 }
 
 fn identity(file: &Metadata) -> (u64, u64) {
@@ -177,7 +203,6 @@ mod tests {
     use super::*;
     use nix::fcntl::{Flock, FlockArg};
     use std::fs::File;
-    use std::os::unix::fs::PermissionsExt as _;
 
     #[test]
     fn folder_that_somebody_has_locked_keeps_no_stub_from_starting() {
