@@ -21,6 +21,9 @@ const MAX_PATH: usize = 107;
 /// How long another stub may be at the same socket: it makes a file or two meanwhile.
 const TURN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long whoever listens at our path already may take to have room for one more.
+const CONNECT_LIMIT: Duration = Duration::from_secs(1);
+
 /// A listening socket, whose file is removed when this is dropped.
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -162,14 +165,14 @@ fn clear_way(path: &Path) -> Result<()> {
     if !found.file_type().is_socket() {
         bail!("{} exists and is no socket; move it away or choose another --socket-dir", path.display());
     }
-    match UnixStream::connect(path) {
+    match udrv_channel::connect(path, CONNECT_LIMIT) {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             tracing::info!("{}: replacing the socket of a stub that is dead", path.display());
             std::fs::remove_file(path).map_err(|error| explain(path, "removing", &error))
         }
-        // Somebody listens: also where they have no room for one more (EAGAIN), or not for us.
-        Ok(_) => bail!("another stub serves {}; stop it or choose another --socket-dir", path.display()),
-        Err(error) => Err(explain(path, "finding out who serves", &error)),
+        Err(error) if error.kind() != ErrorKind::WouldBlock => Err(explain(path, "finding out who serves", &error)),
+        // Somebody listens: also where they have no room for one more (EAGAIN).
+        _ => bail!("another stub serves {}; stop it or choose another --socket-dir", path.display()),
     }
 }
 
@@ -236,5 +239,21 @@ mod tests {
         assert!(refused.contains("mode 777"), "{refused}");
         set(0o1777);
         Listener::bind(&path, geteuid()).expect("as in /tmp");
+    }
+
+    #[test]
+    fn socket_of_a_server_that_accepts_nobody_is_left_alone_and_not_waited_for() {
+        let folder = tempfile::tempdir().expect("folder");
+        let path = folder.path().join("it.sock");
+        let fd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        bind(fd.as_raw_fd(), &UnixAddr::new(&path).expect("an address")).expect("bound");
+        listen(&fd, Backlog::new(0).expect("a backlog")).expect("listening, with room for one");
+        let _first = UnixStream::connect(&path).expect("the one");
+        let (sender, outcome) = std::sync::mpsc::channel();
+        let to = path.clone();
+        std::thread::spawn(move || sender.send(Listener::bind(&to, geteuid()).map(drop)));
+        let outcome = outcome.recv_timeout(Duration::from_secs(20)).expect("an outcome in time");
+        assert!(outcome.expect_err("in use").to_string().contains("another stub serves"));
+        assert!(path.exists());
     }
 }
