@@ -5,6 +5,7 @@ pub mod doctor;
 #[cfg(test)]
 mod fake_sysfs;
 pub mod list;
+mod lock;
 mod paint;
 pub mod serve;
 pub mod status;

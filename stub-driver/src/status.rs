@@ -3,7 +3,6 @@
 use crate::serve::{CONTROL_SOCKET, DeviceStatus, LeaseStatus, Reply, Request, SOCKET_DIR, Status};
 use anyhow::{Context as _, Result, bail};
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -37,7 +36,7 @@ pub fn run(args: &StatusArgs) -> Result<()> {
 
 fn ask(path: &Path) -> Result<Status> {
     let shown = path.display();
-    let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+    let mut stream = udrv_channel::connect(path, PATIENCE).map_err(|error| match error.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             anyhow::anyhow!("no stub runs at {shown}; start one with `stub-driver serve`, or name its --socket-dir")
         }

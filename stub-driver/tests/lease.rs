@@ -166,6 +166,15 @@ fn lease_whose_reset_panics_still_takes_the_steps_after_it() {
 }
 
 #[test]
+fn device_that_cannot_describe_itself_is_closed_before_it_is_given_back() {
+    let served = serve();
+    served.recorder.failing.lock().expect("unpoisoned").push("region");
+    let mut client = Client::over(UnixStream::connect(served.folder.join("it.sock")).expect("connected"));
+    client.hello().expect_err("no lease");
+    assert_eq!(served.end_of_lease(), ["closed", "given back"]);
+}
+
+#[test]
 fn next_client_waits_for_the_lease_before_it_to_end() {
     let served = serve();
     for _ in 0..50 {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use nix::sys::eventfd::EventFd;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use support::{Answered, BAR0_SIZE, Client, Stub, memfd, serve};
 use udrv_wire::{
@@ -50,10 +51,33 @@ fn version_of_an_older_minor_is_answered_with_that() {
 #[test]
 fn set_irqs_with_descriptors_assigns_them() {
     let (stub, mut client) = start();
-    let (one, two) = (memfd(0), memfd(0));
-    let fds = [one.as_fd(), two.as_fd()];
-    set_irqs(&mut client, IrqAction::Trigger, IrqData::Eventfd, (2, 5, 2), &fds).expect("assigned");
-    assert_eq!(stub.device.taken_log(), ["triggers MSI-X 5 ++"]);
+    let event = EventFd::new().expect("an eventfd");
+    let ((_read, pipe), (socket, _peer)) =
+        (std::io::pipe().expect("a pipe"), std::os::unix::net::UnixStream::pair().expect("a pair"));
+    let fds = [event.as_fd(), pipe.as_fd(), socket.as_fd()];
+    set_irqs(&mut client, IrqAction::Trigger, IrqData::Eventfd, (2, 5, 3), &fds).expect("assigned");
+    assert_eq!(stub.device.taken_log(), ["triggers MSI-X 5 +++"]);
+}
+
+#[test]
+fn set_irqs_with_what_a_write_may_wait_for_is_refused_and_kept_from_the_device() {
+    let (stub, mut client) = start();
+    let file = std::fs::File::options().write(true).open("/proc/self/comm").expect("a file of /proc");
+    let fds = [file.as_fd()];
+    let refused = set_irqs(&mut client, IrqAction::Trigger, IrqData::Eventfd, (2, 5, 1), &fds);
+    assert_eq!(refused, Err(Errno::EINVAL));
+    assert_eq!(stub.device.taken_log(), <[String; 0]>::default());
+}
+
+#[test]
+fn dma_map_of_a_file_that_is_not_memory_is_refused_and_kept_from_the_device() {
+    let (stub, mut client) = start();
+    let map = DmaMap { flags: DmaFlags::READ, offset: 0, iova: 0x1000, size: 4096 };
+    for path in ["/proc/self/environ", "/dev/zero"] {
+        let file = std::fs::File::open(path).expect(path);
+        assert_eq!(client.request(&Request::DmaMap(map), &[file.as_fd()]), Err(Errno::EINVAL), "{path}");
+    }
+    assert_eq!(stub.device.taken_log(), <[String; 0]>::default());
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Triggers, the pin's level and mask, and the messages a device has sent.
 
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{getsockopt, sockopt::SockType};
+use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::os::unix::net::UnixStream;
 use udrv_backend::{Error, IrqIndex, Result, Trigger};
 
@@ -10,7 +14,7 @@ use udrv_backend::{Error, IrqIndex, Result, Trigger};
 enum Sink {
     /// Written without waiting whatever flags its owner set.
     Socket(UnixStream),
-    /// An eventfd, which takes 2⁶⁴ - 2 signals before a write would wait.
+    /// An eventfd, which takes 2⁶⁴ - 2 signals before a write would wait; or a pipe, opened so that it never waits.
     File(std::fs::File),
 }
 
@@ -18,8 +22,17 @@ impl Sink {
     fn new(trigger: Trigger<'_>) -> Result<Self> {
         let fd: OwnedFd =
             trigger.try_clone_to_owned().map_err(|error| Error::os("keeping an interrupt's descriptor", error))?;
-        let is_socket = nix::sys::socket::getsockopt(&fd, nix::sys::socket::sockopt::SockType).is_ok();
-        Ok(if is_socket { Self::Socket(fd.into()) } else { Self::File(fd.into()) })
+        if getsockopt(&fd, SockType).is_ok() {
+            return Ok(Self::Socket(fd.into()));
+        }
+        // Only a pipe has this, and asking does not reach a file system.
+        if fcntl(&fd, FcntlArg::F_GETPIPE_SZ).is_ok() {
+            // Opened anew, since O_NONBLOCK on its owner's own description would be seen by the owner.
+            let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let pipe = OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(link);
+            return pipe.map(Self::File).map_err(|error| Error::os("opening an interrupt's pipe for writing", error));
+        }
+        Ok(Self::File(fd.into()))
     }
 
     fn signal(&mut self) {

@@ -3,7 +3,7 @@
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::fs::File;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use udrv_backend::Width::{self, Bits8, Bits16, Bits32, Bits64};
@@ -187,6 +187,26 @@ fn reset_sends_no_message() {
     arm(&device, IrqIndex::MSIX, &events);
     device.write(RegionIndex(0), 0, Bits32, 2).expect("raise");
     assert_eq!(counts(&events), [0, 0, 1, 0], "the first message after the reset");
+}
+
+#[test]
+fn pipe_is_opened_so_that_writing_never_waits_and_its_owner_sees_nothing_of_it() {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let device = tiny();
+    let (read, write) = std::io::pipe().expect("a pipe");
+    device.set_triggers(IrqIndex::MSIX, 0, &[Some(write.as_fd())]).expect("armed");
+    let pipe = std::fs::read_link(format!("/proc/self/fd/{}", read.as_raw_fd())).expect("its name");
+    let ours = [read.as_raw_fd(), write.as_raw_fd()].map(|fd| fd.to_string());
+    let kept: Vec<_> =
+        std::fs::read_dir("/proc/self/fd").expect("descriptors").flatten().map(|entry| entry.path()).collect();
+    let kept = kept.iter().filter(|link| std::fs::read_link(link).is_ok_and(|to| to == pipe));
+    let kept: Vec<_> = kept.filter(|link| !ours.iter().any(|fd| link.ends_with(fd))).collect();
+    assert_eq!(kept.len(), 1, "the device keeps one descriptor of it");
+    let info = std::fs::read_to_string(kept[0].to_string_lossy().replace("/fd/", "/fdinfo/")).expect("its flags");
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:")).expect("flags").trim();
+    let flags = i32::from_str_radix(flags, 8).expect("octal");
+    assert_ne!(flags & OFlag::O_NONBLOCK.bits(), 0, "{info}");
+    assert_eq!(fcntl(&write, FcntlArg::F_GETFL).expect("flags") & OFlag::O_NONBLOCK.bits(), 0);
 }
 
 #[test]

@@ -4,6 +4,10 @@
 //! beyond what the receiver allows are closed. Nothing is allocated beyond the limit on a message's size.
 #![forbid(unsafe_code)]
 
+mod connect;
+
+pub use connect::connect;
+
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno as OsErrno;
 use rustix::net::{

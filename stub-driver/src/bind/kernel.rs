@@ -2,8 +2,8 @@
 
 use super::deadline;
 use super::host_use::{self, VfioUser};
-use super::record::Lock;
 use super::steps::{Binding, Step, VFIO_PCI};
+use crate::lock::Lock;
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
 use std::os::fd::AsFd as _;

@@ -10,9 +10,10 @@ pub mod process;
 pub(crate) mod record;
 mod steps;
 
+use crate::lock::Lock;
 use anyhow::Result as AnyResult;
 use process::Process;
-use record::{Lock, Record, Records};
+use record::{Record, Records};
 use steps::{Binding, VFIO_PCI};
 use udrv_backend::{Error, Result};
 use udrv_vfio::{Bdf, PciDevice, Sysfs};

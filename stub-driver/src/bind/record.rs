@@ -3,13 +3,12 @@
 
 use super::process::{self, Process};
 use super::steps::Binding;
-use nix::fcntl::{Flock, FlockArg};
+use crate::lock::Lock;
 use serde::{Deserialize, Serialize};
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
 use udrv_backend::{Error, Result};
 use udrv_vfio::Bdf;
@@ -34,9 +33,6 @@ pub(crate) struct Record {
 pub(crate) struct Records {
     folder: PathBuf,
 }
-
-/// A lock on one device; gone with the last process that has it open.
-pub(crate) type Lock = Flock<File>;
 
 impl Records {
     pub(crate) fn at(folder: impl Into<PathBuf>) -> Self {
@@ -66,15 +62,7 @@ impl Records {
     fn lock_within(&self, bdf: Bdf, limit: Duration) -> Result<Lock> {
         let path = self.folder.join(format!(".{bdf}.lock"));
         let os = |error| Error::os(format!("locking {}", path.display()), error);
-        let file = File::create(&path).map_err(os)?;
-        let (sender, locked) = mpsc::channel();
-        // A lock got after the deadline goes with the message that nobody receives.
-        std::thread::spawn(move || sender.send(Flock::lock(file, FlockArg::LockExclusive)));
-        match locked.recv_timeout(limit) {
-            Ok(Ok(lock)) => Ok(lock),
-            Ok(Err((_, error))) => Err(os(error.into())),
-            Err(_) => Err(locked_by_others(bdf, &path, limit)),
-        }
+        crate::lock::lock(&path, limit).map_err(os)?.ok_or_else(|| locked_by_others(bdf, &path, limit))
     }
 
     pub(crate) fn read(&self, bdf: Bdf) -> Result<Option<Record>> {
@@ -226,6 +214,8 @@ mod tests {
         let refused = records.lock_within(BDF, Duration::from_millis(50)).map(drop).expect_err("held");
         assert!(refused.to_string().contains("still at work"), "{refused}");
         drop(held);
-        records.lock(BDF).expect("free again");
+        let _held = records.lock(BDF).expect("free again");
+        let file = std::fs::metadata(records.folder.join(format!(".{BDF}.lock"))).expect("the lock");
+        assert_eq!(file.mode() & 0o7777, 0o600, "whoever can open it can hold it");
     }
 }

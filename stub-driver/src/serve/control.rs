@@ -16,6 +16,7 @@ use super::slot::Tenant;
 use super::socket::Listener;
 use anyhow::{Context as _, Result};
 use nix::sys::socket::UnixCredentials;
+use nix::sys::stat::Mode;
 use nix::unistd::{Uid, geteuid};
 use serde::{Deserialize, Serialize};
 use std::io::{Read as _, Write as _};
@@ -129,7 +130,8 @@ struct Control {
 
 impl ControlServer {
     pub(crate) fn start(folder: &Path, owner: Uid, devices: &[DeviceServer]) -> Result<Self> {
-        let listener = Listener::bind(&folder.join(SOCKET), owner)?;
+        let owners = devices.iter().map(|server| server.served().export.owner());
+        let listener = Listener::bind_with(&folder.join(SOCKET), owner, mode(owner, owners))?;
         let devices = devices.iter().map(|server| Arc::clone(server.served())).collect();
         Running::start(Arc::new(Control { listener, devices })).map(Self)
     }
@@ -137,6 +139,14 @@ impl ControlServer {
     pub(crate) fn stop(&mut self) {
         self.0.stop();
     }
+}
+
+/// Who may connect: the owner; anybody if a device is served to somebody else. Who is then admitted is another question,
+/// which [`Service::admits`] answers.
+fn mode(owner: Uid, mut devices: impl Iterator<Item = Uid>) -> Mode {
+    let owner_only = Mode::S_IRUSR | Mode::S_IWUSR;
+    let others = Mode::S_IRGRP | Mode::S_IWGRP | Mode::S_IROTH | Mode::S_IWOTH;
+    if devices.all(|device| device == owner) { owner_only } else { owner_only | others }
 }
 
 impl Service for Control {
@@ -267,5 +277,28 @@ fn read_line(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> Result<Option<Vec
             Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
             Err(error) => return Err(error).context("reading"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::serve::Export;
+
+    #[test]
+    fn control_socket_opens_to_others_only_if_a_device_is_served_to_one() {
+        use std::os::unix::fs::MetadataExt as _;
+        let folder = tempfile::tempdir().expect("folder");
+        let served_to = |owner: Uid| {
+            let device: udrv_backend::AnyBackend = Arc::new(udrv_edu::model::edu());
+            let export = Export::shared("edu", device);
+            let server = DeviceServer::start(export, &folder.path().join("edu.sock")).expect("served");
+            // Whose the control socket is differs from whose the device is.
+            let control = mode(owner, std::iter::once(server.served().export.owner()));
+            let listener = Listener::bind_with(&folder.path().join(SOCKET), geteuid(), control).expect("listening");
+            std::fs::symlink_metadata(listener.path()).expect("there").mode() & 0o7777
+        };
+        assert_eq!(served_to(geteuid()), 0o600);
+        assert_eq!(served_to(Uid::from_raw(65_534)), 0o666);
     }
 }

@@ -4,6 +4,7 @@ use super::refusal::Refusal;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use udrv_backend::{Backend, DmaAccess, Error};
+use udrv_vfio::descriptor::is_memory;
 use udrv_wire::{DmaMap, DmaUnmap, Errno};
 
 /// One mapping of the client.
@@ -59,6 +60,13 @@ impl Mappings {
             [_] if self.bytes().saturating_add(size) > self.most_bytes => {
                 let why = format!("more than {} bytes of DMA memory (serve --dma-limit)", self.most_bytes);
                 return Err(Refusal::new(Errno::ENOMEM, why));
+            }
+            // Whatever the device, software included: what else it asks of a file, the client may answer (FUSE), or it may
+            // be what only the stub's user may read and write (/proc).
+            [file] if !is_memory(file.as_fd()) => {
+                let why =
+                    "the file for a DMA mapping is not memory: it must be a memfd, or a file of tmpfs or hugetlbfs";
+                return Err(Refusal::invalid(why));
             }
             [file] => {
                 let dma = device.dma().ok_or_else(|| no_dma(device))?;

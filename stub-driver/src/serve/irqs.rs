@@ -3,6 +3,7 @@
 use super::refusal::Refusal;
 use std::os::fd::{AsFd as _, OwnedFd};
 use udrv_backend::{Backend, Error, IrqIndex, Trigger};
+use udrv_vfio::descriptor::SignalKind;
 use udrv_wire::{DeviceSetIrqs, Errno, IrqAction, IrqData, pci};
 
 /// Does it. Nothing is done unless the range fits.
@@ -20,7 +21,7 @@ pub(super) fn set(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[Owne
     }
     match (request.action, request.data) {
         (IrqAction::Trigger, IrqData::None) if request.count == 0 => Ok(device.disable_irq(index)?),
-        (IrqAction::Trigger, IrqData::Eventfd) => Ok(assign(device, request, fds)?),
+        (IrqAction::Trigger, IrqData::Eventfd) => assign(device, request, fds),
         (_, IrqData::Eventfd) => Err(Refusal::new(Errno::ENOTSUP, "masking and unmasking by eventfd is not supported")),
         (action, data) => {
             for vector in vectors(request, data) {
@@ -36,13 +37,17 @@ pub(super) fn set(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[Owne
 }
 
 /// One descriptor a vector, or none at all, which takes away what the range had.
-fn assign(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[OwnedFd]) -> Result<(), Error> {
+fn assign(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[OwnedFd]) -> Result<(), Refusal> {
+    // Whatever the device, software included: writing to any other file may wait for the client.
+    for fd in fds {
+        SignalKind::of(fd.as_fd()).map_err(|error| Refusal::invalid(error.to_string()))?;
+    }
     let triggers: Vec<Option<Trigger<'_>>> = if fds.is_empty() {
         vec![None; request.count as usize]
     } else {
         fds.iter().map(|fd| Some(fd.as_fd())).collect()
     };
-    device.set_triggers(IrqIndex(request.index), request.start, &triggers)
+    Ok(device.set_triggers(IrqIndex(request.index), request.start, &triggers)?)
 }
 
 /// The vectors that the action applies to.

@@ -52,7 +52,8 @@ impl Lease {
     /// # Errors
     /// What the device gave when asked about itself.
     pub(super) fn new(opened: Opened, counters: Arc<Counters>, mappings: Mappings) -> Result<Self, Error> {
-        let Opened { device, held } = opened;
+        // On an error the last one named is dropped first: the device is closed before it is given back.
+        let Opened { held, device } = opened;
         let info = device.info();
         let regions = (0..info.regions).map(|index| device.region(RegionIndex(index))).collect::<Result<_, _>>()?;
         let irqs = (0..info.irqs).map(|index| device.irq(IrqIndex(index))).collect::<Result<_, _>>()?;

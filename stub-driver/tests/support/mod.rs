@@ -226,6 +226,9 @@ impl Backend for Recorder {
     }
 
     fn region(&self, region: RegionIndex) -> Result<RegionInfo> {
+        if lock(&self.failing).contains(&"region") {
+            return Err(Error::os("told to fail", std::io::Error::from_raw_os_error(5)));
+        }
         let (size, mappable) = match region.0 {
             0 => (BAR0_SIZE, vec![SparseArea { offset: 0x1000, size: 0x1000 }]),
             7 => (256, vec![]),

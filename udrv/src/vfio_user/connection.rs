@@ -3,9 +3,8 @@
 use super::memory::Memory;
 use std::fmt::Display;
 use std::net::Shutdown;
-use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 use udrv_backend::{Error, Result};
@@ -26,7 +25,7 @@ impl Connection {
     /// Connects, and says nothing yet.
     pub(super) fn open(path: &Path, patience: Duration) -> Result<Self> {
         let address = format!("unix:{}", path.display());
-        let stream = connect(path, patience).map_err(|error| unreachable(&address, path, error))?;
+        let stream = udrv_channel::connect(path, patience).map_err(|error| unreachable(&address, path, error))?;
         let channel = Channel::new(stream, Limits::default(), patience)
             .map_err(|error| Error::os(format!("setting up {address}"), error))?;
         Ok(Self { address, channel, next_id: 0, broken: None, memory: Memory::default() })
@@ -121,19 +120,6 @@ impl Connection {
     pub(super) fn decoded<T>(&mut self, decoded: std::result::Result<T, wire::WireError>, expected: &str) -> Result<T> {
         decoded.map_err(|error| self.broke(&error, expected))
     }
-}
-
-/// Connects within `patience`: a server that accepts nobody lets its queue fill up, and a plain `connect` then waits.
-fn connect(path: &Path, patience: Duration) -> std::io::Result<UnixStream> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt};
-    use nix::sys::time::{TimeVal, TimeValLike as _};
-    let address = UnixAddr::new(path)?;
-    let fd: OwnedFd = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    // The sending timeout bounds connect too (unix(7) sockets wait for room in the queue by it).
-    let limit = i64::try_from(patience.as_micros()).unwrap_or(i64::MAX).max(1);
-    setsockopt(&fd, sockopt::SendTimeout, &TimeVal::microseconds(limit))?;
-    connect(fd.as_raw_fd(), &address)?;
-    Ok(fd.into())
 }
 
 /// Why no connection came about, and what to do.

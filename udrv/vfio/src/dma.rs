@@ -7,8 +7,7 @@
 #![expect(unsafe_code, reason = "mmap and munmap")]
 
 use crate::attach::Attached;
-use crate::{reply, uapi};
-use nix::fcntl::{FcntlArg, fcntl};
+use crate::{descriptor, reply, uapi};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::resource::{Resource, getrlimit};
 use std::collections::BTreeMap;
@@ -40,7 +39,7 @@ unsafe impl Send for Mapping {}
 impl Mapping {
     fn new(map: &DmaMap<'_>) -> Result<Self> {
         let refused = |why| Error::DmaRange { iova: map.iova, size: map.size, why };
-        if fcntl(map.file, FcntlArg::F_GET_SEALS).is_err() {
+        if !descriptor::is_memory(map.file) {
             return Err(refused("its file is not memory: it must be a memfd, or a file of tmpfs or hugetlbfs"));
         }
         let status = nix::sys::stat::fstat(map.file).map_err(|errno| Error::os("sizing a file for DMA", errno))?;

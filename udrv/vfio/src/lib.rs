@@ -4,6 +4,7 @@
 mod address;
 mod attach;
 mod backend;
+pub mod descriptor;
 mod dma;
 mod irq;
 mod relay;

@@ -4,6 +4,7 @@
 //! backend reads the count and writes it on, as the 8 bytes that [`Trigger`] specifies. A descriptor may come from a
 //! hostile client: nothing here waits for one, or asks its file system anything.
 
+use crate::descriptor::SignalKind;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -37,26 +38,17 @@ impl Sink {
     /// Keeps a duplicate of a trigger.
     pub(crate) fn of(trigger: Trigger<'_>) -> Result<Self> {
         let fd = trigger.try_clone_to_owned().map_err(|error| Error::os("keeping an interrupt's descriptor", error))?;
-        // The link's text is made by the kernel, for any descriptor, without asking the file's own file system.
-        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let kind = std::fs::read_link(&link).map_err(|error| Error::os(format!("reading {link}"), error))?;
-        let kind = kind.to_string_lossy();
-        if kind == "anon_inode:[eventfd]" {
-            return Ok(Self::EventFd(fd));
+        match SignalKind::of(fd.as_fd())? {
+            SignalKind::EventFd => Ok(Self::EventFd(fd)),
+            SignalKind::Socket => Ok(Self::Relayed(Target::Socket(fd))),
+            SignalKind::Pipe => {
+                // Opened anew, since O_NONBLOCK on the client's own description would be seen by the client.
+                let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                let pipe = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(link);
+                let pipe = pipe.map_err(|error| Error::os("opening an interrupt's pipe for writing", error))?;
+                Ok(Self::Relayed(Target::Pipe(pipe)))
+            }
         }
-        if kind.starts_with("socket:[") {
-            return Ok(Self::Relayed(Target::Socket(fd)));
-        }
-        if kind.starts_with("pipe:[") {
-            // Opened anew, since O_NONBLOCK on the client's own description would be seen by the client.
-            let pipe = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(&link);
-            let pipe = pipe.map_err(|error| Error::os("opening an interrupt's pipe for writing", error))?;
-            return Ok(Self::Relayed(Target::Pipe(pipe)));
-        }
-        Err(Error::NotSupported {
-            what: "an interrupt's descriptor that is no eventfd, socket or pipe",
-            by: format!("kernel VFIO (the descriptor is `{kind}`)"),
-        })
     }
 }
 
