@@ -3,7 +3,10 @@
 use std::sync::Arc;
 use udrv::dma::{Bidirectional, FromDevice, Pool, ToDevice};
 use udrv::pci::{Command, Config};
-use udrv_backend::{AnyBackend, Backend as _, Error, RegionIndex, Width};
+use udrv_backend::{
+    AnyBackend, Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqIndex, IrqInfo, RegionIndex, RegionInfo,
+    Trigger, Width,
+};
 
 /// BAR 0 registers of edu (docs/specs/edu.rst), retyped.
 const SOURCE: u64 = 0x80;
@@ -185,6 +188,79 @@ fn coherent_memory_shows_what_the_device_writes() {
     transfer(&device, INNER, ring.iova() + 32, 8, 3);
     assert_eq!(ring.read::<u64>(32).expect("fits"), 0x0102_0304_0506_0708);
     assert_eq!(ring.read::<u8>(33).expect("fits"), 0x07);
+}
+
+/// A device that keeps the file of each mapping, as a server over a socket has it.
+#[test]
+fn file_of_a_buffer_cannot_be_truncated_by_its_server() {
+    let device = Arc::new(KeepsFiles { edu: device(), files: std::sync::Mutex::default() });
+    let any: AnyBackend = device.clone();
+    let buffer = pool(&any).alloc::<FromDevice>(4096).expect("a buffer");
+    let files = device.files.lock().expect("not poisoned");
+    let file = files.first().expect("one mapping");
+
+    for length in [0, 4096, 1 << 30] {
+        assert_eq!(nix::unistd::ftruncate(file, length), Err(nix::errno::Errno::EPERM), "to {length} bytes");
+    }
+
+    nix::sys::uio::pwrite(file, &[0x5a], 0).expect("a server may write");
+    let mut now = [0; 4096];
+    buffer.read(0, &mut now).expect("readable");
+    assert_eq!(now[0], 0x5a);
+}
+
+struct KeepsFiles {
+    edu: AnyBackend,
+    files: std::sync::Mutex<Vec<std::os::fd::OwnedFd>>,
+}
+
+impl Backend for KeepsFiles {
+    fn info(&self) -> &DeviceInfo {
+        self.edu.info()
+    }
+    fn region(&self, region: RegionIndex) -> Result<RegionInfo, Error> {
+        self.edu.region(region)
+    }
+    fn irq(&self, index: IrqIndex) -> Result<IrqInfo, Error> {
+        self.edu.irq(index)
+    }
+    fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64, Error> {
+        self.edu.read(region, offset, width)
+    }
+    fn write(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> Result<(), Error> {
+        self.edu.write(region, offset, width, value)
+    }
+    fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<(), Error> {
+        self.edu.set_triggers(index, start, triggers)
+    }
+    fn disable_irq(&self, index: IrqIndex) -> Result<(), Error> {
+        self.edu.disable_irq(index)
+    }
+    fn mask_irq(&self, index: IrqIndex, vector: u32) -> Result<(), Error> {
+        self.edu.mask_irq(index, vector)
+    }
+    fn unmask_irq(&self, index: IrqIndex, vector: u32) -> Result<(), Error> {
+        self.edu.unmask_irq(index, vector)
+    }
+    fn fire_irq(&self, index: IrqIndex, vector: u32) -> Result<(), Error> {
+        self.edu.fire_irq(index, vector)
+    }
+    fn dma(&self) -> Option<&dyn Dma> {
+        Some(self)
+    }
+}
+
+impl Dma for KeepsFiles {
+    fn limits(&self) -> DmaLimits {
+        self.edu.dma().expect("DMA").limits()
+    }
+    fn map(&self, map: &DmaMap<'_>) -> Result<(), Error> {
+        self.files.lock().expect("not poisoned").push(map.file.try_clone_to_owned().expect("a duplicate"));
+        self.edu.dma().expect("DMA").map(map)
+    }
+    fn unmap(&self, iova: u64, size: u64) -> Result<(), Error> {
+        self.edu.dma().expect("DMA").unmap(iova, size)
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Memory that another process or a device can be given: a file without a name, mapped here.
 #![expect(unsafe_code, reason = "maps its memfd and copies through raw pointers")]
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::num::NonZeroUsize;
@@ -37,9 +38,12 @@ impl Memory {
 
     fn make(size: usize, kind: MFdFlags) -> Result<Self> {
         let os = |errno: nix::errno::Errno| Error::os(format!("getting {size} bytes of memory for DMA"), errno);
-        let file = memfd_create(c"udrv-dma", MFdFlags::MFD_CLOEXEC | kind).map_err(os)?;
+        let file = memfd_create(c"udrv-dma", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | kind).map_err(os)?;
         let length = i64::try_from(size).map_err(|_| os(nix::errno::Errno::EOVERFLOW))?;
         nix::unistd::ftruncate(&file, length).map_err(os)?;
+        // A server is given this file. One that shortened it would make our next access a SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(os)?;
         let length = NonZeroUsize::new(size).ok_or_else(|| os(nix::errno::Errno::EINVAL))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a fresh shared mapping at an address the kernel chooses replaces nothing.
