@@ -16,7 +16,7 @@ const NEXT: [(&str, &str); 4] = [
 ];
 
 pub(crate) fn run() -> Result<()> {
-    eprintln!("building the stub and the driver (the first time, that takes a minute or two) ...");
+    eprintln!("building the stub and the driver (the first time, that takes some minutes) ...");
     succeed(cargo().args(["build", "--quiet", "--locked", "-p", "stub-driver", "-p", "udrv-cli"]))?;
     let binaries = vm::target_dir(&vm::repo_root())?.join("debug");
     let sockets = std::env::temp_dir().join(format!("udrv-demo-{}", std::process::id()));

@@ -81,6 +81,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
 /// What is to be run in the machines, and beside them.
 pub(crate) fn build_binaries() -> Result<()> {
     let arguments = ["build", "--quiet", "--workspace", "--bins", "--examples", "--locked"];
+    eprintln!("building what runs in the machine (the first time, that takes some minutes) ...");
     crate::succeed(crate::cargo().args(arguments).stdin(std::process::Stdio::null()))
 }
 

@@ -87,8 +87,12 @@ fn start(device: &Planned, plan: &Plan, most_mappings: u32, dma_limit: u64) -> R
     if matches!(device.address, DeviceAddress::Pci(_)) {
         export = export.memory_at_most(device.dma_limit.unwrap_or(dma_limit));
     }
-    // Opened once now, so that what is wrong is said here and not to the first client.
-    let what = device::describe(device.address, &*export.open()?.device)?;
+    let what = match device.address {
+        // It stays with its driver until a client comes: looked at, not taken.
+        DeviceAddress::Pci(bdf) if device.per_lease => device::describe_untaken(bdf)?,
+        // Opened once now, so that what is wrong is said here and not to the first client.
+        _ => device::describe(device.address, &*export.open()?.device)?,
+    };
     let server = DeviceServer::start(export, &plan.socket_dir.join(format!("{name}.sock")))?;
     tell(&format!("{}  {what}", server.path().display()));
     if device.mmap && matches!(device.address, DeviceAddress::Pci(_)) {

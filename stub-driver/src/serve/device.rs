@@ -106,6 +106,36 @@ pub(super) fn export(planned: &Planned) -> Result<Export> {
     Ok(export.owned_by(planned.owner).mapped(planned.mmap))
 }
 
+/// One line for a device that is taken only while a client has it: whose it is until then.
+///
+/// # Errors
+/// [`Error::Unavailable`] if there is no such device, or its group keeps it from being taken.
+pub(super) fn describe_untaken(bdf: Bdf) -> Result<String> {
+    let sysfs = Sysfs::default();
+    let device = sysfs.device(bdf)?;
+    let unavailable = |why: String, advice: &str| {
+        Err(Error::Unavailable { device: format!("pci:{bdf}"), why, advice: advice.into() })
+    };
+    if device.group.is_none() {
+        return unavailable("it has no IOMMU group".into(), "`stub-driver doctor` says how to turn the IOMMU on");
+    }
+    if let Some(sibling) = sysfs.siblings_in_the_way(&device)?.first() {
+        let driver = sibling.driver.as_deref().unwrap_or("no driver");
+        return unavailable(
+            format!("its group holds {} of {driver}", sibling.bdf),
+            "release that device from its driver first",
+        );
+    }
+    let driver = device.driver.as_deref().unwrap_or("no driver");
+    let reset = device.reset_methods.join(", ");
+    let reset = if reset.is_empty() {
+        "no reset method: state survives between drivers".into()
+    } else {
+        format!("reset between drivers ({reset})")
+    };
+    Ok(format!("pci:{bdf}, taken from {driver} while a client has it, {reset}"))
+}
+
 /// One line: what it is, what it has, how it is reset.
 pub(super) fn describe(address: DeviceAddress, device: &dyn Backend) -> Result<String> {
     let mut parts = vec![address.to_string()];

@@ -97,6 +97,13 @@ impl Connection {
             // Before the payload is looked at: an error has none.
             if let Some(errno) = came.error {
                 let source = std::io::Error::from_raw_os_error(i32::try_from(errno.0).unwrap_or(5));
+                if command == wire::Command::VERSION && source.raw_os_error() == Some(libc::EBUSY) {
+                    return Err(Error::Unavailable {
+                        device: self.address.clone(),
+                        why: "another client has it".into(),
+                        advice: "`stub-driver status` shows which".into(),
+                    });
+                }
                 return Err(Error::os(format!("{} refused {doing}", self.address), source));
             }
             return Ok(message);
