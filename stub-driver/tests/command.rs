@@ -394,14 +394,19 @@ fn connect_as_nobody(socket: &Path) -> (bool, String) {
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("opened");
     let program = folder.join("client");
     std::fs::copy(std::env::current_exe().expect("this test"), &program).expect("copied");
-    let output = Command::new(&program)
-        .args(["--exact", "child_process_says_what_it_sees", "--nocapture"])
-        .env("UDRV_TEST_SEE", socket)
-        .current_dir("/")
-        .uid(NOBODY)
-        .gid(NOBODY)
-        .output()
-        .expect("ran");
+    let mut child = Command::new(&program);
+    child.args(["--exact", "child_process_says_what_it_sees", "--nocapture"]).env("UDRV_TEST_SEE", socket);
+    child.current_dir("/").uid(NOBODY).gid(NOBODY);
+    let patience = udrv_backend::clock::Deadline::after(std::time::Duration::from_secs(10));
+    let output = loop {
+        match child.output() {
+            // A child of another test, between its fork and its exec, has the copy open for writing, as this process had.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && patience.remaining().is_some() => {
+                std::thread::yield_now();
+            }
+            outcome => break outcome.expect("ran"),
+        }
+    };
     (
         output.status.success(),
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr),
