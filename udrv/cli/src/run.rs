@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use udrv::host::{Ended, Host, Report, Stop};
 use udrv::irq::Delivery;
 use udrv_backend::IrqIndex;
@@ -90,7 +90,8 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
         Vector::Intx => IrqIndex::INTX,
     });
     let paint = Paint::for_stdout();
-    let tell = Box::new(move |finding| println!("{}", describe(&finding, paint)));
+    // A reader that has seen enough (`| head -1`) is no error, and no reason to leave the tour unfinished.
+    let tell = Box::new(move |finding| _ = writeln!(std::io::stdout(), "{}", describe(&finding, paint)));
     let mut host = Host::stopped_by(stop.clone());
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
     for Report { device, ended, quiesced } in host.join() {

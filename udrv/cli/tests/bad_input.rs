@@ -179,3 +179,12 @@ fn help_and_good_input_succeed() {
     let json = udrv(&["info", "model:edu", "--json"]);
     assert!(json.status.success() && String::from_utf8_lossy(&json.stdout).contains("\"64-bit\": true"));
 }
+
+#[test]
+fn run_whose_reader_has_left_ends_quietly() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_udrv"));
+    let output = command.args(["run", "edu", "--device", "model:edu"]).stdout(writer).output().expect("udrv starts");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
