@@ -238,6 +238,23 @@ fn sigbus_that_was_sent_kills_where_it_did() {
 }
 
 #[test]
+fn memory_error_found_in_the_background_kills_where_it_did() {
+    if is_child() {
+        set_action(nix::sys::signal::SigHandler::SigDfl);
+        let _io = mapped(&Memory::plugged_in());
+        // SAFETY: all-zero is a valid siginfo.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        (info.si_signo, info.si_code) = (libc::SIGBUS, libc::BUS_MCEERR_AO);
+        let (process, thread) = (std::process::id(), nix::unistd::gettid().as_raw());
+        // SAFETY: the kernel only reads `info`, which is live. To itself a process may send any code.
+        let sent =
+            unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, process, thread, libc::SIGBUS, &raw const info) };
+        std::process::exit(if sent == 0 { 1 } else { 2 });
+    }
+    assert_eq!(as_child("memory_error_found_in_the_background_kills_where_it_did").signal(), Some(libc::SIGBUS));
+}
+
+#[test]
 fn sigbus_that_was_sent_leaves_the_device_guarded() {
     if is_child() {
         let device = Memory::plugged_in();

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
@@ -130,11 +130,12 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     });
     let paint = Paint::for_stdout();
     let irqs = args.irqs;
+    // A reader that has seen enough (`| head -1`) is no error, and no reason to leave the tour unfinished.
     let tell = Box::new(move |finding| {
-        println!("{}", describe(&finding, paint));
+        _ = writeln!(std::io::stdout(), "{}", describe(&finding, paint));
         // The last finding, with the registrations still there.
         if irqs && matches!(finding, Finding::Interrupts(_)) {
-            println!("{}", accounts());
+            _ = writeln!(std::io::stdout(), "{}", accounts());
         }
     });
     let mut host = Host::stopped_by(stop.clone());

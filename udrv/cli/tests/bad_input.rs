@@ -236,3 +236,12 @@ fn recording_is_shown_filtered_and_as_json() {
     assert_eq!(lines(&["--json"]).len(), lines(&[]).len());
     std::fs::remove_file(&path).expect("removed");
 }
+
+#[test]
+fn run_whose_reader_has_left_ends_quietly() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_udrv"));
+    let output = command.args(["run", "edu", "--device", "model:edu"]).stdout(writer).output().expect("udrv starts");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}

@@ -111,6 +111,14 @@ fn reachable(limits: &DmaLimits, address_bits: u32) -> Ranges {
     free
 }
 
+/// What `length` bytes take in huge pages and in ordinary ones, each `None` where that is more than `room`. Large buffers
+/// are tried in huge pages of their own: an IOMMU has them in one entry of its TLB.
+fn sizes(length: u64, page: u64, room: u64) -> (Option<u64>, Option<u64>) {
+    let huge = HUGE as u64;
+    let within = |unit| length.max(1).checked_next_multiple_of(unit).filter(|size| *size <= room);
+    (if length >= huge && page <= huge { within(huge) } else { None }, within(page))
+}
+
 impl Inner {
     fn used(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
@@ -122,26 +130,18 @@ impl Inner {
         if !align.is_power_of_two() {
             return Err(refused("its alignment is no power of two"));
         }
-        // Large buffers are tried in huge pages of their own: an IOMMU has them in one entry of its TLB.
-        let huge = length >= HUGE && page <= HUGE as u64;
-        let unit = if huge { HUGE as u64 } else { page };
-        let size = (length.max(1) as u64).checked_next_multiple_of(unit).ok_or_else(|| refused("it overflows"))?;
+        let no_room = || refused("the pool has no such room: make it larger");
         let mut used = self.used();
-        if used.bytes.checked_add(size).is_none_or(|sum| sum > self.size) && !huge {
-            return Err(refused("the pool has no such room: make it larger"));
-        }
+        let (huge, ordinary) = sizes(length as u64, page, self.size.saturating_sub(used.bytes));
+        let ordinary = ordinary.ok_or_else(no_room)?;
         if used.mappings >= self.limits.max_mappings {
             return Err(refused("the device takes no more mappings: use fewer, larger buffers"));
         }
-        let own = if huge { Memory::huge(size as usize) } else { None };
+        let own = huge.and_then(|size| Some((Memory::huge(size as usize)?, size)));
         let is_huge = own.is_some();
-        let size = if is_huge { size } else { (length.max(1) as u64).next_multiple_of(page) };
-        let (memory, offset) = match own {
-            Some(memory) => (Arc::new(memory), 0),
-            None => {
-                let no_room = || refused("the pool has no such room: make it larger");
-                (Arc::clone(&self.memory), used.pages.take(size, page).ok_or_else(no_room)?)
-            }
+        let (memory, offset, size) = match own {
+            Some((memory, size)) => (Arc::new(memory), 0, size),
+            None => (Arc::clone(&self.memory), used.pages.take(ordinary, page).ok_or_else(no_room)?, ordinary),
         };
         let align = if is_huge { align.max(HUGE as u64) } else { align.max(page) };
         // Before the device can see what the last owner left.
@@ -227,5 +227,27 @@ impl Drop for Inner {
             let device = &self.backend.info().address;
             tracing::warn!(device, "DMA memory at {iova:#x} ({size} bytes) was dropped while the device owned it");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HUGE_PAGE: u64 = HUGE as u64;
+
+    #[test]
+    fn large_buffer_beyond_the_room_is_had_in_no_pages() {
+        assert_eq!(sizes(2 * HUGE_PAGE, 4096, 2 * HUGE_PAGE - 1), (None, None));
+    }
+
+    #[test]
+    fn large_buffer_whose_rounding_exceeds_the_room_is_had_in_ordinary_pages() {
+        assert_eq!(sizes(HUGE_PAGE + 1, 4096, HUGE_PAGE + 4096), (None, Some(HUGE_PAGE + 4096)));
+    }
+
+    #[test]
+    fn large_buffer_within_the_room_is_had_in_either() {
+        assert_eq!(sizes(HUGE_PAGE + 1, 4096, 2 * HUGE_PAGE), (Some(2 * HUGE_PAGE), Some(HUGE_PAGE + 4096)));
     }
 }

@@ -142,7 +142,8 @@ extern "C" fn on_sigbus(signal: libc::c_int, info: *mut libc::siginfo_t, context
     // SAFETY: with SA_SIGINFO the kernel passes a valid siginfo.
     let info_ref = unsafe { &*info };
     // Positive codes are faults; others were sent by a process and carry no address (sigaction(2)).
-    let fault = info_ref.si_code > 0;
+    // A memory error found in the background (BUS_MCEERR_AO) is news, not an access that comes again.
+    let fault = info_ref.si_code > 0 && info_ref.si_code != libc::BUS_MCEERR_AO;
     if fault {
         // SAFETY: a SIGBUS that is a fault carries the address.
         let address = unsafe { info_ref.si_addr() } as usize;
