@@ -69,7 +69,7 @@ impl Records {
         let file = File::create(&path).map_err(os)?;
         let (sender, locked) = mpsc::channel();
         // A lock got after the deadline goes with the message that nobody receives.
-        std::thread::spawn(move || sender.send(Flock::lock(file, FlockArg::LockExclusive)));
+        super::deadline::aside(move || drop(sender.send(Flock::lock(file, FlockArg::LockExclusive)))).map_err(os)?;
         match locked.recv_timeout(limit) {
             Ok(Ok(lock)) => Ok(lock),
             Ok(Err((_, error))) => Err(os(error.into())),
