@@ -2,13 +2,17 @@
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use udrv::dma::{Buffer, Pool, ToDevice};
 use udrv::host::{Context, Driver, Ended, Host, Report};
 use udrv::irq::Delivery;
 use udrv::pci::{Command, Config};
-use udrv_backend::{AnyBackend, Error, IrqIndex, Result};
+use udrv_backend::{
+    AnyBackend, Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqIndex, IrqInfo, RegionIndex, RegionInfo, Result,
+    Trigger, Width,
+};
 use udrv_edu::driver::{Tour, TourConfig};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -51,7 +55,7 @@ impl Driver for Scripted {
         }
     }
 
-    fn remove(self, _: &Context) -> Result<()> {
+    fn remove(&mut self, _: &Context) -> Result<()> {
         let _told = self.1.send("removed");
         Ok(())
     }
@@ -76,6 +80,108 @@ fn run_one(end: End) -> (Case, Report) {
     let case = start(&mut host, end);
     let report = host.join().pop().expect("one report");
     (case, report)
+}
+
+/// The edu model, noting in which order it is made quiet and its memory unmapped.
+struct Recording {
+    edu: AnyBackend,
+    notes: Mutex<Vec<&'static str>>,
+}
+
+impl Recording {
+    fn note(&self, what: &'static str) {
+        self.notes.lock().expect("not poisoned").push(what);
+    }
+}
+
+impl Backend for Recording {
+    fn info(&self) -> &DeviceInfo {
+        self.edu.info()
+    }
+    fn region(&self, region: RegionIndex) -> Result<RegionInfo> {
+        self.edu.region(region)
+    }
+    fn irq(&self, index: IrqIndex) -> Result<IrqInfo> {
+        self.edu.irq(index)
+    }
+    fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64> {
+        self.edu.read(region, offset, width)
+    }
+    fn write(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> Result<()> {
+        if (region, offset) == (RegionIndex::CONFIG, 4) && value & 4 == 0 {
+            self.note("bus mastering off");
+        }
+        self.edu.write(region, offset, width, value)
+    }
+    fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
+        self.edu.set_triggers(index, start, triggers)
+    }
+    fn disable_irq(&self, index: IrqIndex) -> Result<()> {
+        self.edu.disable_irq(index)
+    }
+    fn mask_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
+        self.edu.mask_irq(index, vector)
+    }
+    fn unmask_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
+        self.edu.unmask_irq(index, vector)
+    }
+    fn fire_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
+        self.edu.fire_irq(index, vector)
+    }
+    fn dma(&self) -> Option<&dyn Dma> {
+        Some(self)
+    }
+}
+
+impl Dma for Recording {
+    fn limits(&self) -> DmaLimits {
+        self.edu.dma().expect("DMA").limits()
+    }
+    fn map(&self, map: &DmaMap<'_>) -> Result<()> {
+        self.edu.dma().expect("DMA").map(map)
+    }
+    fn unmap(&self, iova: u64, size: u64) -> Result<()> {
+        self.note("unmapped");
+        self.edu.dma().expect("DMA").unmap(iova, size)
+    }
+}
+
+/// Has a buffer mapped and bus mastering on when it ends as told.
+struct Buffered(End, #[expect(dead_code, reason = "held, to be dropped with the driver")] Buffer<ToDevice>);
+
+impl Driver for Buffered {
+    type Config = End;
+
+    fn probe(context: &Context, end: End) -> Result<Self> {
+        Config::new(&*context.device).change_command(Command::BUS_MASTER, Command::empty())?;
+        Ok(Self(end, Pool::new(Arc::clone(&context.device), 4096, 28)?.alloc(4096)?))
+    }
+
+    fn run(&mut self, _: &Context) -> Result<()> {
+        match self.0 {
+            End::Fail => Err(Error::Timeout { what: "something".into(), after: PATIENCE }),
+            End::Panic => std::panic::resume_unwind(Box::new("a bug")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn driver_that_ends_in_any_way_has_its_buffers_unmapped_after_bus_mastering_is_off() {
+    for end in [End::Return, End::Fail, End::Panic] {
+        let device = Arc::new(Recording { edu: Arc::new(udrv_edu::model::edu()), notes: Mutex::default() });
+        let mut host = Host::new();
+        let any: AnyBackend = device.clone();
+        host.start::<Buffered>(any, Delivery::Thread, end).expect("started");
+        let report = host.join().pop().expect("one report");
+        report.quiesced.expect("quiesced");
+        assert_eq!(
+            *device.notes.lock().expect("not poisoned"),
+            ["bus mastering off", "unmapped"],
+            "{:?}",
+            report.ended
+        );
+    }
 }
 
 fn assert_quiet(case: &Case, report: &Report) {

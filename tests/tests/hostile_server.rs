@@ -406,15 +406,29 @@ fn capabilities_at_their_limits_are_survived() {
             max_msg_fds: 0,
             max_data_xfer_size: 0,
             max_dma_maps: 0,
-            pgsizes: 1 << 63,
+            pgsizes: 2 << 20,
             ..wire::Capabilities::default()
         };
         peer.reply(&incoming, &wire::Version { major: 0, minor: 1, capabilities }.encode());
         peer.behave_on();
     });
     let client = std::sync::Arc::new(server.connect().expect("allowed"));
-    assert_eq!(client.limits().page_size, 1 << 63);
-    assert!(udrv::dma::Pool::new(client.clone(), 4096, 64).is_err());
+    assert_eq!(client.limits().page_size, 2 << 20);
+    assert!(udrv::dma::Pool::new(client.clone(), 4096, 64).is_ok());
+}
+
+#[test]
+fn smallest_page_of_gigabytes_is_a_protocol_error() {
+    for pgsizes in [1 << 34, 1 << 63, 4 << 20] {
+        let server = Server::run(move |peer| {
+            let incoming = peer.until(Command::VERSION);
+            let capabilities = wire::Capabilities { pgsizes, ..wire::Capabilities::default() };
+            peer.reply(&incoming, &wire::Version { major: 0, minor: 1, capabilities }.encode());
+            peer.behave_on();
+        });
+        let error = server.refusal();
+        assert!(matches!(error, Error::Protocol { .. }), "{pgsizes:#x}: {error}");
+    }
 }
 
 /// Answers the first region info with a file of `length` bytes along with it.

@@ -3,7 +3,7 @@
 # kernel's driver reads, and the kernel's driver is back however ours ended.
 # deadline: 180
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/usb.sh"
+. "$(dirname "$0")/lib-usb.sh"
 
 udrv=$UDRV_BIN/udrv
 image=$UDRV_VM_RUN/usb.img

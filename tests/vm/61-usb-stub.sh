@@ -2,7 +2,7 @@
 # The stub opens a USB device for an unprivileged driver, and gives it back whatever way the driver ends.
 # deadline: 180
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/usb.sh"
+. "$(dirname "$0")/lib-usb.sh"
 
 udrv=$UDRV_BIN/udrv
 image=$UDRV_VM_RUN/usb.img

@@ -3,7 +3,7 @@
 # as much afterwards as before.
 # deadline: 600
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/usb.sh"
+. "$(dirname "$0")/lib-usb.sh"
 
 rounds=${ROUNDS:-50}
 load_usb

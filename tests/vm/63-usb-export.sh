@@ -3,7 +3,7 @@
 # usb-storage on top.
 # deadline: 240
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/usb.sh"
+. "$(dirname "$0")/lib-usb.sh"
 
 load_usb
 modprobe vhci-hcd

@@ -65,7 +65,7 @@ pub trait Driver: Sized {
     ///
     /// # Errors
     /// As [`Driver::probe`].
-    fn remove(self, context: &Context) -> Result<()> {
+    fn remove(&mut self, context: &Context) -> Result<()> {
         let _ = context;
         Ok(())
     }
@@ -156,12 +156,14 @@ impl Host {
 }
 
 fn supervise<D: Driver>(device: AnyBackend, delivery: Delivery, stop: Stop, config: D::Config) -> Report {
+    // Both outlive what may panic: the device is made quiet before their buffers are unmapped under it.
+    let (mut context, mut driver) = (None, None);
     let work = catch_unwind(AssertUnwindSafe(|| -> Result<()> {
         // Made here: in signal delivery this thread is the one that is signalled.
-        let context = Context { device: device.clone(), irqs: IrqDomain::new(delivery)?, stop };
-        let mut driver = D::probe(&context, config)?;
-        driver.run(&context)?;
-        driver.remove(&context)
+        let context = &*context.insert(Context { device: device.clone(), irqs: IrqDomain::new(delivery)?, stop });
+        let driver: &mut D = driver.insert(D::probe(context, config)?);
+        driver.run(context)?;
+        driver.remove(context)
     }));
     let ended = match work {
         Ok(Ok(())) => Ended::Returned,
@@ -177,6 +179,11 @@ fn supervise<D: Driver>(device: AnyBackend, delivery: Delivery, stop: Stop, conf
     });
     if let Err(error) = &quiesced {
         tracing::warn!(%error, device = address, "quiescing after the driver");
+    }
+    for part in [catch_unwind(AssertUnwindSafe(|| drop(driver))), catch_unwind(AssertUnwindSafe(|| drop(context)))] {
+        if let Err(payload) = part {
+            tracing::error!(device = address, "letting go of the driver panicked: {}", message(&*payload));
+        }
     }
     Report { device: address, ended, quiesced }
 }

@@ -61,7 +61,10 @@ fn in_child(
         ForkResult::Child => child(file, &answers, guard, call),
         ForkResult::Parent { child } => {
             drop(answers);
-            std::thread::spawn(move || waitpid(child, None));
+            // Without a thread the child stays a zombie until we end, which harms less than giving up its answer.
+            if let Err(error) = aside(move || _ = waitpid(child, None)) {
+                tracing::warn!(%error, %child, "no thread to reap the child with");
+            }
         }
     }
     let answer = answer_within(answer, limit).map_err(os)?;
@@ -95,10 +98,15 @@ fn answer_within(answer: OwnedFd, limit: Duration) -> nix::Result<Option<Vec<u8>
 
 /// What the child does. Of our descriptors it keeps only those it needs: it may live long.
 fn child(file: &File, answers: &OwnedFd, guard: Option<BorrowedFd<'_>>, call: Call<'_>) -> ! {
+    // Not std's: those allocate when they are first used.
+    // SAFETY: 0 is open from `keep_only` on, or the call fails with EBADF; nothing here closes it.
+    let input = unsafe { BorrowedFd::borrow_raw(libc::STDIN_FILENO) };
+    // SAFETY: as above.
+    let output = unsafe { BorrowedFd::borrow_raw(libc::STDOUT_FILENO) };
     let mut answer = [0_u8; 1 + LONGEST];
     let done = keep_only(file, answers, guard).and_then(|()| match call {
-        Call::Write(value) => nix::unistd::write(std::io::stdin(), value).map(|_| 0),
-        Call::Read => nix::unistd::read(std::io::stdin(), &mut answer[1..]),
+        Call::Write(value) => nix::unistd::write(input, value).map(|_| 0),
+        Call::Read => nix::unistd::read(input, &mut answer[1..]),
     });
     let length = match done {
         Ok(length) => 1 + length,
@@ -107,7 +115,7 @@ fn child(file: &File, answers: &OwnedFd, guard: Option<BorrowedFd<'_>>, call: Ca
             1
         }
     };
-    let told = nix::unistd::write(std::io::stdout(), &answer[..length]);
+    let told = nix::unistd::write(output, &answer[..length]);
     // SAFETY: _exit only ends this process; nothing of the parent's runs in it.
     unsafe { libc::_exit(i32::from(told.is_err())) }
 }
@@ -124,6 +132,17 @@ fn keep_only(file: &File, answers: &OwnedFd, guard: Option<BorrowedFd<'_>>) -> n
     Errno::result(unsafe { libc::close_range(first, libc::c_uint::MAX, 0) }).map(drop)
 }
 
+/// Does `work` on a thread of its own.
+pub(super) fn aside(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    std::thread::Builder::new().spawn(work).map(drop)
+}
+
+/// Kills a program; it may take its time to die.
+fn end(mut child: std::process::Child) -> std::io::Result<()> {
+    child.kill()?;
+    aside(move || drop(child.wait()))
+}
+
 /// Runs a program to its end and returns whether it succeeded, with what it said.
 ///
 /// # Errors
@@ -136,18 +155,21 @@ pub(crate) fn run(command: &mut std::process::Command, limit: Duration) -> Resul
     let mut child = command.spawn().map_err(os)?;
     let (sender, said) = std::sync::mpsc::channel();
     if let Some(mut errors) = child.stderr.take() {
-        std::thread::spawn(move || {
+        let reading = aside(move || {
             let mut text = String::new();
             drop(errors.read_to_string(&mut text));
             // nobody listens any more after the deadline
             drop(sender.send(text));
         });
+        if let Err(error) = reading {
+            end(child).map_err(os)?;
+            return Err(os(error));
+        }
     }
     match said.recv_timeout(limit) {
         Ok(text) => Ok((child.wait().map_err(os)?.success(), text.trim().to_owned())),
         Err(_) => {
-            child.kill().map_err(os)?;
-            std::thread::spawn(move || child.wait());
+            end(child).map_err(os)?;
             Err(Error::Timeout { what: format!("the end of {what}"), after: limit })
         }
     }

@@ -17,6 +17,9 @@ pub(super) struct Region {
     pub(super) file: Option<(OwnedFd, u64)>,
 }
 
+/// Largest page that a server may ask for as its smallest: a huge page of x86; 64 KiB is the largest base page.
+const LARGEST_PAGE: u64 = 2 << 20;
+
 pub(super) struct Description {
     pub(super) capabilities: wire::Capabilities,
     pub(super) resettable: bool,
@@ -33,6 +36,11 @@ impl Description {
         if version.major != 0 || version.minor > 2 {
             let found = format!("protocol version {}.{}", version.major, version.minor);
             return Err(connection.broke(&found, "version 0.2, or 0.1"));
+        }
+        // A buffer takes a whole page at least, and is zeroed.
+        let pgsizes = version.capabilities.pgsizes;
+        if pgsizes != 0 && pgsizes.trailing_zeros() > LARGEST_PAGE.trailing_zeros() {
+            return Err(connection.broke(&format!("page sizes {pgsizes:#x}"), "one of 2 MiB or less"));
         }
         let reply = connection.call(&Request::DeviceGetInfo(wire::DeviceGetInfo { argsz: 16 }), &[])?;
         let device = connection.decoded(wire::DeviceInfo::decode(&reply.payload), "device info")?;

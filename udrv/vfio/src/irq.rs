@@ -164,7 +164,7 @@ impl Index {
         if applied.is_err() {
             // The kernel has taken down what it could not replace.
             self.swap(start, &mut lines);
-            if let Err(error) = self.rearm(device) {
+            if let Err(error) = self.rearm(device).and_then(|()| self.signal_armed(device)) {
                 tracing::warn!(%error, device = device.address, "the interrupts before a failed change are lost");
             }
         }
@@ -213,8 +213,22 @@ impl Index {
         let before = self.enabled;
         self.take_down(device)?;
         self.bring_up(device, needed)?;
-        let signal = IrqAction::Bare { action: VFIO_IRQ_SET_ACTION_TRIGGER, count: before };
-        self.tell(device, "signalling after enabling more vectors", 0, &signal)
+        self.signal(device, before)
+    }
+
+    /// As in [`Index::grow`], after the old triggers are back. A level that was asserted is found by [`Index::bring_up`].
+    fn signal_armed(&self, device: Device<'_>) -> Result<()> {
+        let needed = self.needed();
+        if needed == 0 || self.info.flags.contains(IrqFlags::AUTOMASKED) {
+            return Ok(());
+        }
+        self.signal(device, needed)
+    }
+
+    /// Signals the first `count` vectors once; the kernel passes over those without a trigger.
+    fn signal(&self, device: Device<'_>, count: u32) -> Result<()> {
+        let signal = IrqAction::Bare { action: VFIO_IRQ_SET_ACTION_TRIGGER, count };
+        self.tell(device, "signalling after arming anew", 0, &signal)
     }
 
     fn rearm(&mut self, device: Device<'_>) -> Result<()> {

@@ -208,7 +208,7 @@ impl<I: Io + 'static> Controller<I> {
     ///
     /// # Errors
     /// [`Error::Timeout`].
-    pub fn shut_down(self) -> Result<()> {
+    pub fn shut_down(&mut self) -> Result<()> {
         self.shared.shut_down()
     }
 }

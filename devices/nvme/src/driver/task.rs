@@ -27,7 +27,7 @@ impl Driver for Task {
         self.job.take().map_or(Ok(()), |job| job(&mut self.controller, context))
     }
 
-    fn remove(self, _context: &Context) -> Result<()> {
+    fn remove(&mut self, _context: &Context) -> Result<()> {
         self.controller.shut_down()
     }
 }
