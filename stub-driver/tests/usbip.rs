@@ -97,9 +97,10 @@ impl Client {
         (word(0), word(4), word(20).cast_signed(), word(24))
     }
 
+    /// Answers to what was in flight may come first.
     fn is_closed(&mut self) -> bool {
-        match self.0.read(&mut [0]) {
-            Ok(length) => length == 0,
+        match self.0.read_to_end(&mut Vec::new()) {
+            Ok(_) => true,
             Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
         }
     }
