@@ -12,8 +12,8 @@ done
 
 nvme=$(bdf_of 1b36:0010)
 [ "$(driver_of "$nvme")" = nvme ] || fail "NVMe $nvme is bound to $(driver_of "$nvme")"
-e1000e=$(bdf_of 8086:10d3)
-[ "$(driver_of "$e1000e")" = e1000e ] || fail "e1000e $e1000e is bound to $(driver_of "$e1000e")"
+e1000=$(bdf_of 8086:100e)
+[ "$(driver_of "$e1000")" = e1000 ] || fail "e1000 $e1000 is bound to $(driver_of "$e1000")"
 [ "$(driver_of "$(bdf_of 1b36:0002)")" = serial ] || fail "pci-serial is bound to $(driver_of "$(bdf_of 1b36:0002)")"
 
 [ -c /dev/vfio/vfio ] || fail "no /dev/vfio/vfio"

@@ -19,7 +19,7 @@ nvme=$(bdf_of 1b36:0010)
 edu=$(bdf_of 1234:11e8)
 bind_and_release "$nvme" nvme
 within 20 test -b /dev/nvme0n1
-bind_and_release "$(bdf_of 8086:10d3)" e1000e
+bind_and_release "$(bdf_of 8086:100e)" e1000
 bind_and_release "$(bdf_of 1b36:0002)" serial
 bind_and_release "$edu" none
 [ "$(stat -c %a /run/udrv/taken)" = 755 ] || fail "mode of /run/udrv/taken: $(stat -c %a /run/udrv/taken)"

@@ -32,7 +32,7 @@ use std::time::Duration;
 #[command(
     after_help = "Examples:\n  cargo xtask vm --shell                      look around; stub-driver and udrv are in PATH\n  \
 cargo xtask vm -- stub-driver list          one command\n  cargo xtask vm -- tests/vm/00-host.sh       one scenario\n\n\
-Debian's stock kernel with an IOMMU and VFIO, two edu devices (00:04.0, 00:05.0), NVMe (00:06.0), e1000e (00:07.0), a serial port \
+Debian's stock kernel with an IOMMU and VFIO, two edu devices (00:04.0, 00:05.0), NVMe (00:06.0), e1000 (00:07.0), a serial port \
 (00:08.0); the host's files below an overlay, so that nothing done inside reaches the host."
 )]
 pub(crate) struct VmArgs {
