@@ -2,7 +2,7 @@
 # A disk pulled out 50 times at random moments under load: every transfer ends with "gone", nothing hangs, and the process holds
 # as much afterwards as before.
 # deadline: 600
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../vm/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
 rounds=${ROUNDS:-50}

@@ -2,7 +2,7 @@
 # The USB/IP server and the kernel's own client (vhci_hcd), over the loopback: a model and a real device, with the kernel's
 # usb-storage on top.
 # deadline: 240
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../vm/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
 load_usb

@@ -2,7 +2,7 @@
 # USB mass storage by our driver on QEMU's usb-storage, over the kernel's usbfs: what it reads is the image, what it writes the
 # kernel's driver reads, and the kernel's driver is back however ours ended.
 # deadline: 180
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../vm/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
 udrv=$UDRV_BIN/udrv
@@ -64,5 +64,5 @@ done
 echo "# what cannot be used says what to do"
 if "$udrv" run usb-storage --device usb:dead:beef info 2>/tmp/log; then fail "a device that is not there"; fi
 grep -q "udrv usb list" /tmp/log || fail "no advice: $(cat /tmp/log)"
-if as_nobody "$udrv" run usb-storage --device "$device" info 2>/tmp/log; then fail "nobody may open it"; fi
+if $AS_NOBODY "$udrv" run usb-storage --device "$device" info 2>/tmp/log; then fail "nobody may open it"; fi
 grep -q "permission" /tmp/log || fail "no word of the permission: $(cat /tmp/log)"

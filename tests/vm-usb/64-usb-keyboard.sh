@@ -1,7 +1,7 @@
 #!/bin/bash
 # The keyboard driver on QEMU's keyboard: keys sent through the monitor are printed; the traffic is recorded; the kernel's driver
 # is back afterwards.
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../vm/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
 load_usb

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The stub opens a USB device for an unprivileged driver, and gives it back whatever way the driver ends.
 # deadline: 180
-. "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/../vm/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
 udrv=$UDRV_BIN/udrv
@@ -29,9 +29,9 @@ mkdir -p /tmp/nobody && chown nobody /tmp/nobody
 
 echo "# an unprivileged user drives the disk"
 [ -z "$(disk_of "$port")" ] || fail "the kernel still has the disk"
-as_nobody "$udrv" run usb-storage --device "$socket" read --blocks 16384 --output /tmp/nobody/read
+$AS_NOBODY "$udrv" run usb-storage --device "$socket" read --blocks 16384 --output /tmp/nobody/read
 head -c 8388608 "$image" | cmp - /tmp/nobody/read || fail "what was read differs from the image"
-if as_nobody "$udrv" run usb-storage --device "usb:$port" info 2>/tmp/log; then fail "nobody may open the node himself"; fi
+if $AS_NOBODY "$udrv" run usb-storage --device "usb:$port" info 2>/tmp/log; then fail "nobody may open the node himself"; fi
 
 echo "# killed with transfers in flight, ten times; the next driver finds the device usable"
 for round in 1 2 3 4 5 6 7 8 9 10; do
@@ -45,7 +45,7 @@ for round in 1 2 3 4 5 6 7 8 9 10; do
     kill -KILL "$driver" 2>/dev/null || fail "round $round: the driver had ended by itself: $(cat /tmp/driver.log)"
     wait "$driver" || true
 done
-as_nobody "$udrv" run usb-storage --device "$socket" read --blocks 16384 --output /tmp/nobody/read
+$AS_NOBODY "$udrv" run usb-storage --device "$socket" read --blocks 16384 --output /tmp/nobody/read
 head -c 8388608 "$image" | cmp - /tmp/nobody/read || fail "what was read after the kills differs from the image"
 
 echo "# a second driver at the same time is refused, and told why"
@@ -53,7 +53,7 @@ mkfifo /tmp/nobody/fifo && chown nobody /tmp/nobody/fifo
 $nobody "$udrv" run usb-storage --device "$socket" read --output /tmp/nobody/fifo 2>/dev/null &
 first=$!
 exec 3</tmp/nobody/fifo
-if as_nobody "$udrv" run usb-storage --device "$socket" info 2>/tmp/log; then fail "two drivers at once"; fi
+if $AS_NOBODY "$udrv" run usb-storage --device "$socket" info 2>/tmp/log; then fail "two drivers at once"; fi
 grep -q "another driver has the device" /tmp/log || fail "not told why: $(cat /tmp/log)"
 exec 3<&-
 wait "$first" || true
