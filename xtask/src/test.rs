@@ -39,7 +39,7 @@ struct Step {
     run: fn(&Context) -> Result<Option<String>>,
 }
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step {
         name: "fmt",
         what: "the format of the code",
@@ -71,6 +71,13 @@ const STEPS: [Step; 6] = [
             doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings");
             succeed(doc.stdin(Stdio::null())).map(|()| None)
         },
+    },
+    Step {
+        name: "demo",
+        what: "the README's first command",
+        next: "cargo xtask demo",
+        boots: false,
+        run: |_| crate::demo::run().map(|()| None),
     },
     Step {
         name: "vm",

@@ -24,14 +24,15 @@ pub(crate) use vfio_user::{TESTS as VFIO_USER_TESTS, run as run_vfio_user};
 
 use anyhow::{Context as _, Result, bail};
 use machine::{Console, Job, shell_quote};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask vm --shell                      look around; stub-driver and udrv are in PATH\n  \
-cargo xtask vm -- stub-driver list          one command\n  cargo xtask vm -- tests/vm/00-host.sh       one scenario\n\n\
+cargo xtask vm -- stub-driver list          one command\n  cargo xtask vm -- tests/vm/00-host.sh       one scenario\n  \
+cargo xtask vm --kernel-options intel_iommu=off --shell   a machine without an IOMMU\n\n\
 Debian's stock kernel with an IOMMU and VFIO, two edu devices (00:04.0, 00:05.0), NVMe (00:06.0), e1000 (00:07.0), a serial port \
 (00:08.0); the host's files below an overlay, so that nothing done inside reaches the host."
 )]
@@ -45,6 +46,9 @@ pub(crate) struct VmArgs {
     /// How long boot and command may take together, in seconds (a shell may take forever).
     #[arg(long, default_value_t = 300, value_name = "SECS")]
     timeout: u64,
+    /// Options added to the kernel's command line, such as `intel_iommu=off`.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "OPTIONS")]
+    kernel_options: String,
     /// The command to run in the virtual machine, as root, in the repository's folder; its exit status is passed on.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -65,7 +69,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     }
     let cache = machine::target_dir(&repo)?.join("vm");
     let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, &script)?;
+    let job = Job::new(&repo, &kernel, &args.kernel_options, &script)?;
     let end = job.boot(console, |output| {
         let mut stdout = std::io::stdout();
         stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
@@ -94,7 +98,9 @@ pub(crate) fn repo_root() -> PathBuf {
 
 fn command_script(command: &[String]) -> String {
     let words: Vec<String> = command.iter().map(|word| shell_quote(word)).collect();
-    format!("stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n{}\n", words.join(" "))
+    // The guest's serial port looks like a terminal, whatever our output is.
+    let plain = if std::io::stdout().is_terminal() { "" } else { "export NO_COLOR=1\n" };
+    format!("stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n{plain}{}\n", words.join(" "))
 }
 
 /// A login-like shell on the serial console, as large as the terminal it is shown in.

@@ -81,6 +81,7 @@ pub(crate) enum Console {
 /// A script to be run in the guest, and the folder that belongs to this run.
 pub(crate) struct Job<'a> {
     kernel: &'a Kernel,
+    command_line: String,
     /// Shared with the guest, at the same path there, and writable.
     pub(crate) folder: RunFolder,
 }
@@ -105,7 +106,8 @@ impl End {
 
 impl<'a> Job<'a> {
     /// Writes what the guest needs: `script` is run there by /bin/sh in `repo`, with UDRV_BIN and UDRV_VM_RUN set.
-    pub(crate) fn new(repo: &Path, kernel: &'a Kernel, script: &str) -> Result<Self> {
+    /// `options` are added to the kernel's command line.
+    pub(crate) fn new(repo: &Path, kernel: &'a Kernel, options: &str, script: &str) -> Result<Self> {
         let target = target_dir(repo)?;
         let folder = RunFolder::new(&target.join("vm"), "host")?;
         let config = [("repo", repo), ("run", &folder.path), ("target", &target), ("kernel", &kernel.dir)]
@@ -123,7 +125,7 @@ impl<'a> Job<'a> {
             shell_quote(&repo.to_string_lossy()),
         );
         fs::write(folder.file("main.sh"), prelude + script)?;
-        Ok(Job { kernel, folder })
+        Ok(Job { kernel, command_line: format!("{KERNEL_COMMAND_LINE} {options}"), folder })
     }
 
     /// Boots, runs the script, waits for the end. `on_output` is given what the guest writes to ttyS1.
@@ -183,9 +185,9 @@ impl<'a> Job<'a> {
         qemu.args(["-device", "pci-serial,chardev=to-monitor,addr=9"]);
         if let Console::Interactive = console {
             qemu.args(["-mon", "chardev=console,mode=readline"]);
-            qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} quiet"));
+            qemu.arg("-append").arg(format!("{} quiet", self.command_line));
         } else {
-            qemu.arg("-append").arg(KERNEL_COMMAND_LINE);
+            qemu.arg("-append").arg(&self.command_line);
             let errors = fs::File::create(self.folder.complaints())?;
             qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
         }
