@@ -56,8 +56,7 @@ fn main() -> ExitCode {
         .init();
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
-        Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => return usage(&error.to_string()),
+        Err(error) => return misused(&error),
     };
     let outcome = match command {
         Command::Run(args) => run::run(args),
@@ -68,6 +67,10 @@ fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        // A pager that was left, or `head`.
+        Err(error) if error.downcast_ref().map(std::io::Error::kind) == Some(std::io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             // Not with `#`: our errors say in their own text what caused them.
             eprintln!("udrv: {error}");
@@ -77,10 +80,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// clap's error in one line: its first paragraph.
-fn usage(error: &str) -> ExitCode {
-    let what = error.split("\n\n").next().unwrap_or(error).trim_start_matches("error: ");
-    let words: Vec<_> = what.split_whitespace().collect();
-    eprintln!("udrv: {}; see udrv --help", words.join(" "));
+/// clap's error in one line, as every other error: what is wrong, and the command's usage. Help and version are as clap has them.
+fn misused(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || !error.use_stderr();
+    if is_help {
+        error.exit();
+    }
+    let text = error.to_string();
+    let mut paragraphs = text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let what = paragraphs.next().unwrap_or_default();
+    let usage =
+        paragraphs.find(|paragraph| paragraph.starts_with("Usage:")).unwrap_or_else(|| "See udrv --help".into());
+    eprintln!("udrv: {}. {usage}", what.trim_start_matches("error: "));
     ExitCode::from(USAGE)
 }

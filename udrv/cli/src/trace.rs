@@ -96,11 +96,7 @@ fn show(args: &ShowArgs) -> Result<()> {
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for event in trace.events.iter().filter(|event| wanted(event, args)) {
         let line = if args.json { as_json(&trace, event).to_string() } else { as_text(&trace, event, colour) };
-        match writeln!(out, "{line}") {
-            // A pager that was left.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written?,
-        }
+        writeln!(out, "{line}")?;
     }
     out.flush()?;
     if trace.lost > 0 {

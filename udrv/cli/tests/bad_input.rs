@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 fn udrv(arguments: &[&str]) -> Output {
@@ -64,7 +64,7 @@ fn pci_device_that_is_not_there_is_an_error() {
 
 #[test]
 fn argument_that_is_unknown_is_a_usage_error_in_one_line() {
-    assert_refused(&["info"], 2, &["ADDRESS", "--help"]);
+    assert_refused(&["info"], 2, &["ADDRESS", "Usage: udrv info"]);
     assert_refused(
         &["run", "edu", "--device", "model:edu", "--irq", "magic"],
         2,
@@ -244,4 +244,16 @@ fn run_whose_reader_has_left_ends_quietly() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_udrv"));
     let output = command.args(["run", "edu", "--device", "model:edu"]).stdout(writer).output().expect("udrv starts");
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn reader_that_leaves_is_no_error_of_info() {
+    // A pipe whose reading end is closed before the command writes, so that its first write fails.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut info = Command::new(env!("CARGO_BIN_EXE_udrv"));
+    let info = info.args(["info", "model:edu"]).stdout(writer).stderr(Stdio::piped()).spawn().expect("started");
+    let output = info.wait_with_output().expect("its end");
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
 }
