@@ -24,7 +24,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceConfig {
-    /// `pci:0000:03:00.0` or `model:edu`.
+    /// `pci:0000:03:00.0`, `usb:1-2`, `usb:0403:6001` or `model:edu`.
     #[serde(deserialize_with = "address")]
     pub address: DeviceAddress,
     /// Whom to serve, where it is not the file's `owner`.
@@ -90,12 +90,16 @@ pub(super) fn plan(args: &ServeArgs) -> Result<Plan> {
     let mut devices = Vec::new();
     for device in &file.device {
         let owner = device.owner.as_deref().map_or(Ok(owner), find_user)?;
-        let &DeviceConfig { address, mmap, per_lease, dma_limit, .. } = device;
+        let &DeviceConfig { mmap, per_lease, dma_limit, .. } = device;
+        let address = device.address.clone();
         devices.push(Planned { address, owner, mmap, per_lease, dma_limit: dma_limit.map(mib) });
     }
     let &ServeArgs { mmap, per_lease, dma_limit, .. } = args;
     let dma_limit = dma_limit.map(mib);
-    devices.extend(args.devices.iter().map(|&address| Planned { address, owner, mmap, per_lease, dma_limit }));
+    devices.extend(args.devices.iter().map(|address| {
+        let address = address.clone();
+        Planned { address, owner, mmap, per_lease, dma_limit }
+    }));
     if devices.is_empty() {
         bail!("there is nothing to serve: the file has no [[device]], and no DEVICE was given");
     }

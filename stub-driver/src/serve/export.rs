@@ -3,7 +3,8 @@
 use super::dma::Mappings;
 use nix::unistd::{Uid, geteuid};
 use std::any::Any;
-use udrv_backend::{AnyBackend, Result};
+use udrv_backend::{AnyBackend, Error, Result};
+use udrv_usb::host::UsbAddress;
 
 /// The protocol's default, and the most that QEMU's client accepts.
 const MOST_MAPPINGS: u32 = 65_535;
@@ -26,6 +27,8 @@ pub struct Export {
     most_bytes: u64,
     /// The device, if it is there without a lease.
     shared: Option<AnyBackend>,
+    /// A USB device: drivers get its node, and speak no vfio-user.
+    usb: Option<UsbAddress>,
     open: Box<dyn Fn() -> Result<Opened> + Send + Sync>,
 }
 
@@ -48,8 +51,20 @@ impl Export {
             most_mappings: MOST_MAPPINGS,
             most_bytes: u64::MAX,
             shared: None,
+            usb: None,
             open: Box::new(open),
         }
+    }
+
+    /// A USB device, whose open node is passed on to the driver that has the lease.
+    pub(super) fn of_usb(name: &str, address: UsbAddress) -> Self {
+        let text = address.to_string();
+        let open = || Err(Error::NotSupported { what: "vfio-user", by: "a USB device".into() });
+        Self { usb: Some(address), ..Self::opened_by(name, &text, open) }
+    }
+
+    pub(super) const fn passed_on(&self) -> Option<&UsbAddress> {
+        self.usb.as_ref()
     }
 
     /// Serves it to this user rather than to the one who runs this process.

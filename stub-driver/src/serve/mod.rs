@@ -29,6 +29,7 @@ mod dma;
 mod export;
 mod irqs;
 mod lease;
+mod pass_on;
 mod refusal;
 mod server;
 mod session;

@@ -120,6 +120,9 @@ impl Served {
 
     /// From the first message to the end of the lease.
     fn converse(&self, stream: UnixStream, peer: &UnixCredentials) -> std::io::Result<String> {
+        if let Some(address) = self.export.passed_on() {
+            return self.pass_on(address, &stream, peer);
+        }
         let handle = stream.try_clone()?;
         let channel = Channel::new(stream, LIMITS, self.patience)?;
         let hello = match session::greet(&channel) {
@@ -166,7 +169,7 @@ impl Served {
 }
 
 /// Frees the lease when dropped, whatever happened.
-struct Tenancy<'a>(&'a Served);
+pub(super) struct Tenancy<'a>(pub(super) &'a Served);
 
 impl Drop for Tenancy<'_> {
     fn drop(&mut self) {

@@ -93,8 +93,8 @@ pub fn run(args: RunArgs) -> Result<()> {
             crate::nvme::run(args, &stop)
         }
         // These give their device back on a signal, each in its own way.
-        DriverArgs::UsbKeyboard(args) => crate::usb::keyboard::run(&args),
-        DriverArgs::UsbStorage(args) => crate::usb::storage::run(&args),
+        DriverArgs::UsbKeyboard(args) => crate::usb::conclude(crate::usb::keyboard::run(&args)),
+        DriverArgs::UsbStorage(args) => crate::usb::conclude(crate::usb::storage::run(&args)),
     }
 }
 

@@ -5,6 +5,8 @@ mod list;
 mod orderly_end;
 pub mod storage;
 
+pub use orderly_end::conclude;
+
 use anyhow::{Context as _, Result, bail};
 use std::sync::Arc;
 use udrv_usb::Device;

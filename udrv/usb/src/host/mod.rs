@@ -13,7 +13,7 @@ mod sysfs;
 mod transfer;
 
 pub use address::UsbAddress;
-pub use custody::Custody;
+pub use custody::{Before, Custody};
 pub use hotplug::{Hotplug, HotplugEvent};
 pub use list::{Listed, ListedInterface};
 
@@ -85,7 +85,7 @@ impl Host {
         Device::new(Arc::new(device::HostDevice::open(&self.bus, &found)?))
     }
 
-    /// The device that a stub serves at this socket (`stub-driver usb serve`), which has opened its node for us.
+    /// The device that a stub serves at this socket (`stub-driver serve`), which has opened its node for us.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if another driver has it; [`Error::Protocol`] if no stub listens there; [`Error::Os`].

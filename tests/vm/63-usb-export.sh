@@ -1,20 +1,19 @@
 #!/bin/bash
 # The USB/IP server and the kernel's own client (vhci_hcd), over the loopback: a model and a real device, with the kernel's
 # usb-storage on top.
-# deadline: 240
-. "$(dirname "$0")/../vm/lib.sh"
+# deadline: 500
+. "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
 load_usb
 modprobe vhci-hcd
-within 20 disk_is_back
 port=$(usb_port_of 46f4:0001)
 
 # usb_export DEVICE...: starts the server and waits until it is ready
 usb_export() {
     "$UDRV_BIN/stub-driver" usb export "$@" >/run/export.log 2>&1 &
     STUB=$!
-    within 20 exporting
+    within 60 exporting
 }
 exporting() {
     kill -0 "$STUB" 2>/dev/null || fail "the stub ended: $(cat /run/export.log)"
@@ -37,12 +36,12 @@ imported_disk() {
 no_imported_disk() { ! imported_disk >/dev/null; }
 attach() {
     # the stub may still be resetting the device after the client before
-    within 20 usbip attach -r 127.0.0.1 -b "$1" 2>/tmp/attach.log
-    within 40 imported_disk
+    within 60 usbip attach -r 127.0.0.1 -b "$1" 2>/tmp/attach.log
+    within 90 imported_disk
 }
 detach() {
     usbip detach -p "$(usbip port 2>/dev/null | sed -n 's/^Port \([0-9]*\):.*/\1/p' | head -1)" 2>/dev/null
-    within 40 no_imported_disk
+    within 90 no_imported_disk
 }
 
 echo "# a model: the kernel mounts its file system"
@@ -70,7 +69,7 @@ for round in 1 2 3 4 5; do
     disk=$(imported_disk)
     dd if="$disk" of=/dev/null bs=64k iflag=direct status=none 2>/dev/null &
     reader=$!
-    within 20 sh -c "[ \$(awk '{print \$3}' /sys/block/${disk##*/}/stat) -gt $((round * 100)) ]"
+    within 60 sh -c "[ \$(awk '{print \$3}' /sys/block/${disk##*/}/stat) -gt $((round * 100)) ]"
     detach
     if wait "$reader"; then fail "round $round: the reader was not interrupted"; fi
     attach 0-1
@@ -95,7 +94,7 @@ detach
 echo "# told to end, the stub gives it back"
 kill -TERM "$STUB"
 wait "$STUB" || fail "the stub's exit status is $?: $(cat /run/export.log)"
-within 20 disk_is_back
+within 60 disk_is_back
 dd if="$(disk_of "$port")" bs=64k skip=64 count=64 iflag=direct status=none | cmp - /tmp/blocks || fail "not what was written"
 
 echo "# only the loopback unless told otherwise"
