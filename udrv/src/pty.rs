@@ -26,8 +26,8 @@ use std::time::Duration;
 /// How late new settings are noticed while nothing is written, at most.
 pub const LOOK: Duration = Duration::from_millis(100);
 
-/// Bytes taken at once.
-const PIECE: usize = 4096;
+/// Bytes in one [`PtyEvent::Data`], at most.
+pub const PIECE: usize = 4096;
 
 /// What the terminal is before anybody sets it otherwise.
 const DEFAULT_BAUD: u32 = 9600;
@@ -223,6 +223,12 @@ impl Pty {
                 .map_err(|error| Error::os(format!("waiting for room in {}", self.path.display()), error))?;
         }
         Ok(written)
+    }
+
+    /// For who waits for room only, since it has no place for [`PtyEvent::Data`] now: to be polled for `POLLOUT`.
+    #[must_use]
+    pub fn room(&self) -> BorrowedFd<'_> {
+        self.far.as_fd()
     }
 
     fn want_room(&mut self, wanted: bool) -> std::result::Result<(), Errno> {
