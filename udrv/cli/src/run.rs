@@ -28,6 +28,8 @@ enum DriverArgs {
     UsbStorage(crate::usb::storage::StorageArgs),
     /// USB keyboard, boot protocol: show the keys.
     UsbKeyboard(crate::usb::keyboard::KeyboardArgs),
+    /// USB serial port, CDC-ACM or FTDI: a terminal that other programs open.
+    UsbSerial(crate::usb::serial::SerialArgs),
     /// NVMe: identify, health, blocks read to a file and written from one.
     Nvme(crate::nvme::NvmeArgs),
 }
@@ -93,8 +95,14 @@ pub fn run(args: RunArgs) -> Result<()> {
             crate::nvme::run(args, &stop)
         }
         // These give their device back on a signal, each in its own way.
+<<<<<<< HEAD
         DriverArgs::UsbKeyboard(args) => crate::usb::conclude(crate::usb::keyboard::run(&args)),
         DriverArgs::UsbStorage(args) => crate::usb::conclude(crate::usb::storage::run(&args)),
+=======
+        DriverArgs::UsbSerial(args) => crate::usb::serial::run(&args),
+        DriverArgs::UsbKeyboard(args) => crate::usb::keyboard::run(&args),
+        DriverArgs::UsbStorage(args) => crate::usb::storage::run(&args),
+>>>>>>> usbser
     }
 }
 

@@ -59,6 +59,10 @@ const MACHINE: &[&str] = &[
     "usb-storage,bus=xhci.0,port=1,drive=usb,serial=udrv,id=usbdisk",
     "-device",
     "usb-kbd,bus=xhci.0,port=2,id=usbkbd",
+    "-device",
+    "usb-serial,bus=xhci.0,port=3,chardev=usbserial,always-plugged=on,id=usbserial",
+    "-device",
+    "usb-audio,bus=xhci.0,port=4,audiodev=audio,id=usbaudio",
 ];
 
 /// `no_timer_check`: on a busy host the emulated timer is too late for the kernel's check of it, which would panic.
@@ -183,6 +187,14 @@ impl<'a> Job<'a> {
         qemu.args(["-serial", "chardev:console", "-serial", "chardev:output"]);
         qemu.args(["-chardev", "null,id=pci", "-device", "pci-serial,chardev=pci,addr=8"]);
         qemu.args(["-device", "pci-serial,chardev=to-monitor,addr=9"]);
+        // the other end of the USB serial port's line is a PCI port
+        let line = escape(&self.folder.file("usbserial"));
+        qemu.arg("-chardev").arg(format!("socket,id=usbserial,path={line},server=on,wait=off"));
+        qemu.arg("-chardev").arg(format!("socket,id=to-usbserial,path={line}"));
+        qemu.args(["-device", "pci-serial,chardev=to-usbserial,addr=0xb"]);
+        // what the USB sound device plays (`usbaudio.wav` in the run folder), at its own rate: nothing is resampled
+        let played = escape(&self.folder.file("usbaudio.wav"));
+        qemu.arg("-audiodev").arg(format!("wav,id=audio,path={played},out.frequency=48000"));
         if let Console::Interactive = console {
             qemu.args(["-mon", "chardev=console,mode=readline"]);
             qemu.arg("-append").arg(format!("{} quiet", self.command_line));
