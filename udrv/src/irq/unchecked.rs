@@ -50,8 +50,15 @@ impl OffAccount {
 pub(super) struct LockCheck;
 pub(super) struct Hold;
 
+pub(super) enum Class {
+    Made(Place),
+    Named(&'static str),
+}
+
 impl LockCheck {
-    pub(super) fn new() -> Self {
+    #[inline(always)]
+    pub(super) fn new(class: Class) -> Self {
+        let (Class::Made(_) | Class::Named(_)) = class;
         Self
     }
 
