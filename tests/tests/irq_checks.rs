@@ -220,3 +220,139 @@ fn disable_in_a_section_is_reported() {
 
     assert_eq!(between(Rule::Sleep, open, disable).len(), 1, "{:?}", violations());
 }
+
+/// A device's two locks, as a driver makes them: for each of its devices at the same lines.
+fn locks_of_one_device() -> (Lock<()>, Lock<()>) {
+    let queue = Lock::new(());
+    let state = Lock::new(());
+    (queue, state)
+}
+
+#[test]
+fn locks_of_two_devices_taken_in_both_orders_are_reported_with_both_stacks() {
+    let (one, other) = (locks_of_one_device(), locks_of_one_device());
+    {
+        let _queue = one.0.lock();
+        drop(one.1.lock());
+    }
+    let first = here() - 2;
+    {
+        let _state = other.1.lock();
+        drop(other.0.lock());
+    }
+    let second = here() - 2;
+
+    let found = between(Rule::LockOrder, first, second);
+    assert_eq!(found.len(), 1, "{:?}", violations());
+    let text = found[0].to_string();
+    // Each stack goes through this test.
+    let name = "locks_of_two_devices_taken_in_both_orders_are_reported_with_both_stacks";
+    assert!(text.split("second stack:").all(|half| half.contains(name)), "{text}");
+}
+
+#[test]
+fn locks_of_one_class_are_told_apart_among_themselves() {
+    let table: Vec<_> = (0..3).map(|_| Lock::new(())).collect();
+    for [held, taken] in [[0, 1], [1, 2], [0, 2]] {
+        let _held = table[held].lock();
+        drop(table[taken].lock());
+    }
+    let ascending = here() - 2;
+    assert!(between(Rule::LockOrder, ascending, ascending).is_empty(), "{:?}", violations());
+    {
+        let _held = table[2].lock();
+        drop(table[0].lock());
+    }
+    let descending = here() - 2;
+
+    assert_eq!(between(Rule::LockOrder, ascending, descending).len(), 1, "{:?}", violations());
+}
+
+#[test]
+fn locks_of_one_name_are_of_one_class_wherever_they_are_made() {
+    let domain = domain();
+    let (a, b) = (Lock::of_class("rings of a test", ()), IrqLock::of_class(&domain, "doorbells of a test", ()));
+    {
+        let _a = a.lock();
+        drop(b.lock());
+    }
+    let first = here() - 2;
+    let (a, b) = (Lock::of_class("rings of a test", ()), IrqLock::of_class(&domain, "doorbells of a test", ()));
+    {
+        let _b = b.lock();
+        drop(a.lock());
+    }
+    let second = here() - 2;
+
+    assert_eq!(between(Rule::LockOrder, first, second).len(), 1, "{:?}", violations());
+}
+
+/// Takes a lock for each event, as a log that goes through a driver of ours would.
+struct LockingLog(Lock<u32>);
+
+impl tracing::Subscriber for LockingLog {
+    fn enabled(&self, _metadata: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _span: &tracing::span::Id, _values: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _span: &tracing::span::Id, _follows: &tracing::span::Id) {}
+    fn event(&self, _event: &tracing::Event<'_>) {
+        *self.0.lock() += 1;
+        might_sleep();
+    }
+    fn enter(&self, _span: &tracing::span::Id) {}
+    fn exit(&self, _span: &tracing::span::Id) {}
+}
+
+#[test]
+fn violation_told_to_a_log_that_breaks_rules_itself_does_not_deadlock() {
+    let log = LockingLog(Lock::new(0));
+    let logging = std::thread::spawn(move || {
+        tracing::subscriber::with_default(log, || {
+            let (a, b, domain) = (Lock::new(()), Lock::new(()), domain());
+            for [held, taken] in [[&a, &b], [&b, &a]] {
+                let _held = held.lock();
+                drop(taken.lock());
+            }
+            let _section = domain.off_guard();
+            might_sleep();
+        });
+    });
+    until("the log", || logging.is_finished());
+    logging.join().expect("no panic");
+}
+
+/// Uses everything that is checked when its thread ends.
+struct AtTheEnd(Arc<(Lock<u32>, IrqLock<u32>, irq_device::Counted)>);
+
+impl Drop for AtTheEnd {
+    fn drop(&mut self) {
+        let (lock, irq_lock, it) = &*self.0;
+        *lock.lock() += 1;
+        *irq_lock.lock() += 1;
+        it.irq.pend();
+        might_sleep();
+    }
+}
+
+#[test]
+fn thread_that_ends_with_locks_and_sections_still_to_be_used_is_no_panic() {
+    thread_local! {
+        static LAST: std::cell::RefCell<Option<AtTheEnd>> = const { std::cell::RefCell::new(None) };
+    }
+    let it = Counted::new(Delivery::Poll);
+    let shared = Arc::new((Lock::new(0), IrqLock::new(&it.domain, 0), it));
+    let mine = AtTheEnd(Arc::clone(&shared));
+    let thread = std::thread::spawn(move || {
+        // First made, last destroyed: after what the checks keep for this thread.
+        LAST.set(Some(mine));
+        shared.2.domain.off(|_| *shared.0.lock() += 1);
+        shared.2.irq.pend();
+        shared
+    });
+    let shared = thread.join().expect("no panic");
+    assert_eq!((*shared.0.lock(), *shared.1.lock(), shared.2.runs()), (2, 1, 2));
+}

@@ -59,7 +59,13 @@ const STEPS: [Step; 7] = [
         what: "unit, integration and documentation tests, the layering of crates among them",
         next: "cargo test -p PACKAGE NAME, as told above for each that failed",
         boots: false,
-        run: |_| run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]),
+        run: |_| {
+            // For the one that steps a driver.
+            if let Err(error) = vm::install_missing(&[("gdb", "gdb")]) {
+                eprintln!("test: {error:#}; what needs gdb is left out");
+            }
+            run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])
+        },
     },
     Step {
         name: "doc",

@@ -302,6 +302,9 @@ impl Shared {
             "waiting in an interrupt handler"
         } else if self.gate.is_inside(me) {
             "waiting with interrupts off"
+        } else if super::service::is_thread_of(self) {
+            // A bottom half, or what a handler's waker called: nobody would look at the descriptors.
+            "waiting on the domain's own thread"
         } else {
             return Ok(());
         };

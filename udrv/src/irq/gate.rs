@@ -199,7 +199,7 @@ impl Gate {
     /// who takes a mark is the holder before and after.
     #[inline(always)]
     fn has_work(&self) -> bool {
-        self.pending.any() || self.holder.load(Ordering::Acquire) != NOBODY
+        self.pending.any() || (!mutant(Mutant::EndForgetsTheHolder) && self.holder.load(Ordering::Acquire) != NOBODY)
     }
 
     #[cold]
@@ -255,6 +255,9 @@ impl Gate {
 
     /// Waits until no other thread delivers.
     pub(super) fn wait_out(&self, me: u32) {
+        if mutant(Mutant::EndDoesNotWait) {
+            return;
+        }
         drop(self.wait_while(lock(&self.parking), || self.meets_other(me)));
     }
 
@@ -297,7 +300,9 @@ impl Gate {
     /// pends at rank `besides` does not count: the sleep ends by it anyway.
     pub(super) fn fall_asleep(&self, me: u32, seen: u64, held_back: bool, besides: u32) -> bool {
         self.asleep.store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        if !mutant(Mutant::NoFenceAtSleep) {
+            fence(Ordering::SeqCst);
+        }
         let is_quiet = !self.pending.any_besides(besides) || (held_back && self.is_held_back(me));
         let may = is_quiet && self.progress() == seen;
         if !may {
@@ -308,6 +313,9 @@ impl Gate {
 
     /// Whether another thread has a section open, whose end will find what was pending before this call.
     fn is_held_back(&self, me: u32) -> bool {
+        if mutant(Mutant::SleepTrustsTheSection) {
+            return true;
+        }
         self.barrier.heavy();
         self.others(me).any(|slot| slot > CLEAR) || self.crowd.load(Ordering::Acquire) != 0
     }

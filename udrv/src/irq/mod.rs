@@ -26,6 +26,7 @@ mod checks;
 #[cfg(not(any(debug_assertions, feature = "checks")))]
 #[path = "unchecked.rs"]
 mod checks;
+mod contain;
 mod deliver;
 mod direct;
 mod domain;

@@ -1,5 +1,6 @@
 //! One handler of one source, and what can be asked of it.
 
+use super::contain::contained;
 use super::deliver::Shared;
 use super::future::NextDelivery;
 use super::inlet::{Kind, event_fd};
@@ -7,13 +8,18 @@ use super::sigio;
 use super::source::{Action, Handler, Interrupt, Line, Source, Work};
 use super::sync::lock;
 use super::{Delivery, IrqDomain, IrqOptions, IrqStats};
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use udrv_backend::{AnyBackend, Error, IrqFlags, IrqIndex, Result};
+
+thread_local! {
+    /// The address of the source whose threaded half this thread runs; 0 elsewhere. The thread keeps the source alive.
+    static HALF_OF: Cell<usize> = const { Cell::new(0) };
+}
 
 /// One handler of one vector, registered. Dropping it waits for the handler if it runs; the last one of a vector disarms
 /// it.
@@ -85,11 +91,14 @@ impl Registration {
         let (wake, woken) = mpsc::channel();
         let (mut it, is_first) = Self::prepare(domain, backend, at, options, Work::Threaded(handler, wake))?;
         let (shared, source) = (Arc::clone(domain.shared()), Arc::clone(&it.source));
+        let id = it.id;
         let serve = move || {
+            HALF_OF.set(Arc::as_ptr(&source).addr());
             // Ends when the action that holds the sender goes.
             for interrupt in woken {
-                if catch_unwind(AssertUnwindSafe(|| threaded(interrupt))).is_err() {
-                    tracing::error!(source = %source.describe(), "a threaded interrupt handler panicked");
+                if contained(|| threaded(interrupt)).is_none() {
+                    tracing::error!(source = %source.describe(), "a threaded interrupt handler panicked and is retired");
+                    source.retire(id);
                 }
                 source.thread_done(&shared);
             }
@@ -150,23 +159,25 @@ impl Registration {
         &self.domain
     }
 
-    /// Whether this thread is inside a handler of the source, or in its threaded half.
-    fn is_inside(&self) -> bool {
-        let in_half = self.thread.as_ref().is_some_and(|half| half.thread().id() == std::thread::current().id());
-        in_half || (self.source.is_running() && self.shared().gate.is_holder(super::number::me()))
+    /// Whether waiting for the line's handlers would wait for this thread: it runs one of them, a threaded half included; or it
+    /// runs another handler of the domain, for whose end a threaded half that opens a section waits.
+    fn must_not_wait(&self) -> bool {
+        let in_half = HALF_OF.get() == Arc::as_ptr(&self.source).addr();
+        in_half || (self.source.is_active() && self.shared().gate.is_holder(super::number::me()))
     }
 
     /// Keeps the line's handlers from running until [`Registration::enable`]; nests. What arrives meanwhile is kept.
     /// Waits for handlers that are running, threaded halves included.
     ///
     /// # Errors
-    /// [`Error::NotSupported`] from the handler itself, which would wait for its own end.
+    /// [`Error::NotSupported`] where that would be a deadlock: from a handler of the line, and in another handler while a
+    /// threaded half of the line runs.
     #[track_caller]
     pub fn disable(&self) -> Result<()> {
         super::might_sleep();
-        if self.is_inside() {
+        if self.must_not_wait() {
             return Err(Error::NotSupported {
-                what: "disable() from the interrupt's own handler",
+                what: "disable() from the interrupt's own handler, or in a handler while its threaded half runs",
                 by: "an interrupt domain: use disable_nosync()".into(),
             });
         }
@@ -226,10 +237,12 @@ impl Registration {
             return Ok(());
         }
         self.arm()?;
-        self.source.forget_storm();
-        // What the device signalled while it was disarmed is unknown.
-        self.source.mark.raise(1);
-        self.enable();
+        // Of two threads that do this at once, one undoes the storm's disable.
+        if self.source.forget_storm() {
+            // What the device signalled while it was disarmed is unknown.
+            self.source.mark.raise(1);
+            self.enable();
+        }
         Ok(())
     }
 
@@ -259,7 +272,7 @@ impl Registration {
             return Ok(());
         }
         let shared = Arc::clone(self.shared());
-        let inside = self.is_inside();
+        let inside = self.must_not_wait();
         self.source.mark.disable();
         if !inside {
             shared.gate.wait_until_not(|| self.source.is_active());

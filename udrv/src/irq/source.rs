@@ -1,12 +1,12 @@
 //! One source: a line of a device (or a timer), its handlers, and what it has seen.
 
 use super::checks::InHandler;
+use super::contain::{contained, let_go};
 use super::deliver::Shared;
 use super::mark::Mark;
 use super::sync::lock;
 use super::{IrqOptions, IrqReturn, IrqStats};
 use crate::clock;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -56,6 +56,12 @@ impl Line {
 pub(super) struct Action {
     pub(super) id: u64,
     pub(super) work: Work,
+}
+
+impl Action {
+    fn is_alive(&self) -> bool {
+        !matches!(self.work, Work::Retired)
+    }
 }
 
 pub(super) enum Work {
@@ -202,16 +208,16 @@ impl Source {
         let mut outcome = Outcome { handled: false, threads: Vec::new(), alive: false };
         for Action { work, .. } in &mut actions {
             let (Work::Handler(handler) | Work::Threaded(handler, _)) = &mut *work else { continue };
-            match (catch_unwind(AssertUnwindSafe(|| handler(interrupt))), &work) {
-                (Ok(IrqReturn::None), _) => {}
-                (Ok(IrqReturn::WakeThread), Work::Threaded(_, thread)) => {
+            match (contained(|| handler(interrupt)), &work) {
+                (Some(IrqReturn::None), _) => {}
+                (Some(IrqReturn::WakeThread), Work::Threaded(_, thread)) => {
                     outcome.handled = true;
                     outcome.threads.push(thread.clone());
                 }
-                (Ok(_), _) => outcome.handled = true,
-                (Err(_), _) => {
+                (Some(_), _) => outcome.handled = true,
+                (None, _) => {
                     tracing::error!(source = %self.describe(), "an interrupt handler panicked and is retired");
-                    *work = Work::Retired;
+                    let_go(std::mem::replace(work, Work::Retired));
                 }
             }
         }
@@ -220,11 +226,11 @@ impl Source {
         let gone: Vec<u64> =
             actions.iter().filter(|action| matches!(action.work, Work::Gone)).map(|action| action.id).collect();
         let (removed, kept): (Vec<_>, Vec<_>) = actions.into_iter().partition(|action| gone.contains(&action.id));
-        outcome.alive = kept.iter().any(|action| !matches!(action.work, Work::Retired));
+        outcome.alive = kept.iter().any(Action::is_alive);
         *current = kept;
         drop(current);
         // What a handler owns may take locks when it goes, ours included.
-        drop(removed);
+        removed.into_iter().for_each(let_go);
         outcome
     }
 
@@ -250,12 +256,16 @@ impl Source {
         tally.window = 0;
         let unhandled = std::mem::take(&mut tally.unhandled);
         let storm = u64::from(unhandled) * 1000 > u64::from(self.storm_window) * STORM_UNHANDLED_PERMILLE;
+        // What somebody handles is not the moment to give up: if it is a storm, the next window ends in one.
+        let storm = storm && !handled;
         tally.stats.stormed |= storm;
         storm
     }
 
     fn finish(self: &Arc<Self>, shared: &Arc<Shared>, interrupt: Interrupt, outcome: &Outcome, stormed: bool) {
-        if stormed || !outcome.alive {
+        if self.is_given_back() {
+            // By its own handler. The vector may be another's by now.
+        } else if stormed || !outcome.alive {
             // Nobody handles it. A level line stays masked as it came; a message is disarmed.
             self.mark.disable();
             if stormed {
@@ -278,6 +288,20 @@ impl Source {
         }
     }
 
+    /// Its last registration is gone, and the vector has been disarmed.
+    fn is_given_back(&self) -> bool {
+        self.registered.load(Ordering::Acquire) == 0
+    }
+
+    /// A threaded half panicked: neither it nor its handler is called again. Its line is disabled, so that no handler runs.
+    pub(super) fn retire(&self, id: u64) {
+        let mut actions = lock(&self.actions);
+        let action = actions.iter_mut().find(|action| action.id == id);
+        let work = action.map(|action| std::mem::replace(&mut action.work, Work::Retired));
+        drop(actions);
+        let_go(work);
+    }
+
     fn silence(&self) {
         if let Some(line) = &self.line
             && !line.automasked
@@ -289,12 +313,17 @@ impl Source {
 
     /// One threaded half has returned.
     pub(super) fn thread_done(&self, shared: &Shared) {
-        if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
-            if let Some(line) = &self.line {
-                line.unmask();
-            }
-            if self.mark.enable() {
-                shared.mark(self.rank);
+        if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_given_back() {
+            if lock(&self.actions).iter().any(Action::is_alive) {
+                if let Some(line) = &self.line {
+                    line.unmask();
+                }
+                if self.mark.enable() {
+                    shared.mark(self.rank);
+                }
+            } else {
+                // It stays disabled, and as after handlers that have all panicked.
+                self.silence();
             }
         }
         shared.advance();
