@@ -95,14 +95,9 @@ pub fn run(args: RunArgs) -> Result<()> {
             crate::nvme::run(args, &stop)
         }
         // These give their device back on a signal, each in its own way.
-<<<<<<< HEAD
+        DriverArgs::UsbSerial(args) => crate::usb::conclude(crate::usb::serial::run(&args)),
         DriverArgs::UsbKeyboard(args) => crate::usb::conclude(crate::usb::keyboard::run(&args)),
         DriverArgs::UsbStorage(args) => crate::usb::conclude(crate::usb::storage::run(&args)),
-=======
-        DriverArgs::UsbSerial(args) => crate::usb::serial::run(&args),
-        DriverArgs::UsbKeyboard(args) => crate::usb::keyboard::run(&args),
-        DriverArgs::UsbStorage(args) => crate::usb::storage::run(&args),
->>>>>>> usbser
     }
 }
 

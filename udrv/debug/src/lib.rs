@@ -4,6 +4,7 @@
 //! shown of it. What must not: any device, any runtime. A wrapped device is never mapped: an access that does not pass
 //! through the wrapper would neither be seen nor be changed.
 
+pub mod around;
 pub mod fault;
 mod relay;
 pub mod replay;

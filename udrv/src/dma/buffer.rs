@@ -48,6 +48,12 @@ pub(super) struct Block {
 }
 
 impl Block {
+    /// To the device, or back.
+    fn hand_over(&mut self, to_device: bool) {
+        self.with_device = to_device;
+        self.pool.observe_hand_over(self);
+    }
+
     fn place(&self, offset: usize, length: usize) -> Result<usize> {
         match offset.checked_add(length) {
             Some(end) if end <= self.length => Ok(self.offset + offset),
@@ -125,7 +131,7 @@ impl<D: Direction> Buffer<D> {
     #[must_use = "dropping what is in flight leaks it: complete it"]
     pub fn submit(mut self) -> InFlight<D> {
         dma_wmb();
-        self.block.with_device = true;
+        self.block.hand_over(true);
         InFlight { buffer: self }
     }
 }
@@ -147,7 +153,7 @@ impl<D: Direction> InFlight<D> {
     #[must_use]
     pub fn complete(mut self) -> Buffer<D> {
         dma_rmb();
-        self.buffer.block.with_device = false;
+        self.buffer.block.hand_over(false);
         self.buffer
     }
 }

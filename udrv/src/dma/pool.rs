@@ -5,7 +5,7 @@ use super::memory::{HUGE, Memory};
 use super::ranges::Ranges;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use udrv_backend::{AnyBackend, DmaAccess, DmaLimits, DmaMap, Error, Result};
+use udrv_backend::{AnyBackend, DmaAccess, DmaLimits, DmaMap, Error, Moment, Observe, Result};
 
 /// Memory for one device's DMA. Cheap to clone; clones are the same pool.
 #[derive(Clone)]
@@ -20,6 +20,8 @@ pub(super) struct Inner {
     size: u64,
     limits: DmaLimits,
     used: Mutex<Used>,
+    /// Who looks on.
+    observer: Option<Arc<dyn Observe>>,
 }
 
 struct Used {
@@ -60,7 +62,8 @@ impl Pool {
         pages.free(0..=bytes - 1);
         let iovas = reachable(&limits, address_bits);
         let used = Mutex::new(Used { pages, iovas, bytes: 0, mappings: 0, leaks: Vec::new() });
-        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used }) })
+        let observer = backend.observer();
+        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used, observer }) })
     }
 
     /// A zeroed buffer of `length` bytes, mapped for the device, contiguous on the bus.
@@ -213,6 +216,13 @@ impl Inner {
             // The pages stay reserved: the device may still reach them.
             Err(error) => tracing::warn!(%error, iova = block.iova, "a DMA buffer could not be unmapped"),
         }
+    }
+
+    /// A block was handed over.
+    pub(super) fn observe_hand_over(&self, block: &Block) {
+        let Some(observer) = &self.observer else { return };
+        let &Block { iova, size, with_device, .. } = block;
+        observer.observe(if with_device { Moment::Lent { iova, size } } else { Moment::Returned { iova, size } });
     }
 
     /// Notes that a block is the device's for good.

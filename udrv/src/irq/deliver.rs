@@ -12,10 +12,10 @@ use super::{Delivery, Priority};
 use crate::clock;
 use std::collections::BTreeMap;
 use std::panic::Location;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
-use udrv_backend::{Error, Result};
+use udrv_backend::{AnyBackend, Error, Moment, Observe, Result};
 
 /// Words of the pending bitmap: 4,096 ranks. The last stands for the bottom halves, the one before for a SIGIO that nobody
 /// has looked into, so that the end of a section finds everything in one load.
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub(super) halves: Halves,
     /// How long interrupts were off, if the checks are on.
     pub(super) off: OffAccount,
+    /// Who is told of sections: whoever looks on at the first device that somebody looks on at.
+    observer: OnceLock<Arc<dyn Observe>>,
     pub(super) sources: Mutex<BTreeMap<u32, Arc<Source>>>,
     /// Tasks that wait for a delivery.
     pub(super) wakers: Mutex<Vec<Waker>>,
@@ -71,6 +73,11 @@ pub(super) struct Delivered {
     pub(super) held_back: bool,
 }
 
+#[cold]
+fn tell(observer: &dyn Observe, moment: Moment) {
+    observer.observe(moment);
+}
+
 impl Shared {
     pub(super) fn new(delivery: Delivery, barrier: Barrier) -> Result<Self> {
         if delivery == Delivery::Signal {
@@ -82,10 +89,26 @@ impl Shared {
             inlet: Inlet::new(delivery)?,
             halves: Halves::default(),
             off: OffAccount::default(),
+            observer: OnceLock::new(),
             sources: Mutex::default(),
             wakers: Mutex::default(),
             owner: sigio::this_thread(),
         })
+    }
+
+    /// Who looks on at a device, which from now on includes the domain's sections.
+    pub(super) fn observed_by(&self, backend: &AnyBackend) -> Option<Arc<dyn Observe>> {
+        let observer = backend.observer()?;
+        self.observer.get_or_init(|| Arc::clone(&observer));
+        Some(observer)
+    }
+
+    /// Tells of a section, if anybody looks on: one load where nobody does.
+    #[inline(always)]
+    pub(super) fn observe_section(&self, moment: impl FnOnce(u64) -> Moment) {
+        if let Some(observer) = self.observer.get() {
+            tell(&**observer, moment(std::ptr::from_ref(self).addr() as u64));
+        }
     }
 
     /// The lowest free rank of a priority.

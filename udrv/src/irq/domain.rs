@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
-use udrv_backend::{AnyBackend, IrqIndex, Result};
+use udrv_backend::{AnyBackend, IrqIndex, Moment, Result};
 
 /// A set of interrupt sources and the sections that hold them back. Cheap to clone; clones are the same domain.
 #[derive(Clone)]
@@ -217,6 +217,8 @@ impl<'domain> SectionGuard<'domain> {
             }
         };
         checks::opened(shared, Location::caller());
+        let line = Location::caller().line();
+        shared.observe_section(|domain| Moment::SectionBegins { domain, line });
         Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot, me }
     }
 
@@ -239,6 +241,7 @@ impl Drop for SectionGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         checks::closed(self.shared);
+        self.shared.observe_section(|domain| Moment::SectionEnds { domain });
         if self.gate.leave(self.slot, self.me) {
             self.shared.after_section();
         }

@@ -75,7 +75,8 @@ impl Registration {
             return Err(Error::NoSuchIrq { index, start: vector, count: 1, available: info.count });
         }
         let automasked = info.flags.contains(IrqFlags::AUTOMASKED);
-        let line = Line { backend: Arc::clone(backend), index, vector, automasked };
+        let observer = domain.shared().observed_by(backend);
+        let line = Line { backend: Arc::clone(backend), index, vector, automasked, observer };
         let (source, is_first) = enlist(domain.shared(), Some(line), options)?;
         Ok((Self::add(domain, source, work), is_first))
     }

@@ -10,7 +10,7 @@ use crate::clock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
-use udrv_backend::{AnyBackend, IrqIndex};
+use udrv_backend::{AnyBackend, IrqIndex, Moment, Observe};
 
 /// What a handler is told.
 #[derive(Debug, Clone, Copy)]
@@ -35,11 +35,19 @@ pub(super) struct Line {
     pub(super) vector: u32,
     /// The kernel or server masked it before signalling: unmask after the handlers.
     pub(super) automasked: bool,
+    /// Who looks on.
+    pub(super) observer: Option<Arc<dyn Observe>>,
 }
 
 impl Line {
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.backend, &other.backend) && (self.index, self.vector) == (other.index, other.vector)
+    }
+
+    fn observe(&self, moment: impl FnOnce(IrqIndex, u32) -> Moment) {
+        if let Some(observer) = &self.observer {
+            observer.observe(moment(self.index, self.vector));
+        }
     }
 
     /// What an unmask cannot do for us is a line that stays silent: it is told, and the driver's deadline is met.
@@ -192,7 +200,10 @@ impl Source {
             let start = clock::now();
             let outcome = {
                 let _inside = InHandler::of(shared, self);
-                self.call(Interrupt { merged })
+                self.observe(|index, vector| Moment::HandlerBegins { index, vector });
+                let outcome = self.call(Interrupt { merged });
+                self.observe(|index, vector| Moment::HandlerEnds { index, vector, handled: outcome.handled });
+                outcome
             };
             let stormed = self.settle(start, clock::now(), merged, outcome.handled);
             self.finish(shared, Interrupt { merged }, &outcome, stormed);
@@ -200,6 +211,12 @@ impl Source {
         self.active.store(false, Ordering::Release);
         shared.advance();
         merged.is_some()
+    }
+
+    fn observe(&self, moment: impl FnOnce(IrqIndex, u32) -> Moment) {
+        if let Some(line) = &self.line {
+            line.observe(moment);
+        }
     }
 
     fn call(&self, interrupt: Interrupt) -> Outcome {
