@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use udrv_backend::register::Word;
 use udrv_backend::{DmaAccess, Error, Result};
+use udrv_inspect::layout::buffer as layout;
 
 /// Which way a buffer's data goes.
 pub trait Direction: Send + 'static {
@@ -45,9 +46,17 @@ pub(super) struct Block {
     pub(super) is_huge: bool,
     /// Whether it was submitted and not completed.
     pub(super) with_device: bool,
+    /// Its place in the inspection page, until it is leaked.
+    pub(super) shown: Option<udrv_inspect::Buffer>,
 }
 
 impl Block {
+    fn belongs_to(&self, owner: u64) {
+        if let Some(shown) = &self.shown {
+            shown.belongs_to(owner);
+        }
+    }
+
     fn place(&self, offset: usize, length: usize) -> Result<usize> {
         match offset.checked_add(length) {
             Some(end) if end <= self.length => Ok(self.offset + offset),
@@ -64,6 +73,9 @@ impl Drop for Block {
     fn drop(&mut self) {
         if self.with_device {
             self.pool.leak(self);
+            if let Some(shown) = self.shown.take() {
+                shown.leak();
+            }
         } else {
             self.pool.release(self);
         }
@@ -126,6 +138,7 @@ impl<D: Direction> Buffer<D> {
     pub fn submit(mut self) -> InFlight<D> {
         dma_wmb();
         self.block.with_device = true;
+        self.block.belongs_to(layout::DEVICE);
         InFlight { buffer: self }
     }
 }
@@ -148,6 +161,7 @@ impl<D: Direction> InFlight<D> {
     pub fn complete(mut self) -> Buffer<D> {
         dma_rmb();
         self.buffer.block.with_device = false;
+        self.buffer.block.belongs_to(layout::DRIVER);
         self.buffer
     }
 }
@@ -162,7 +176,8 @@ pub struct Coherent {
 }
 
 impl Coherent {
-    pub(super) const fn new(block: Block) -> Self {
+    pub(super) fn new(block: Block) -> Self {
+        block.belongs_to(layout::BOTH);
         Self { block }
     }
 

@@ -20,6 +20,8 @@ pub(super) struct Inner {
     size: u64,
     limits: DmaLimits,
     used: Mutex<Used>,
+    /// The device's place in the inspection page.
+    shown: udrv_inspect::Device,
 }
 
 struct Used {
@@ -60,7 +62,8 @@ impl Pool {
         pages.free(0..=bytes - 1);
         let iovas = reachable(&limits, address_bits);
         let used = Mutex::new(Used { pages, iovas, bytes: 0, mappings: 0, leaks: Vec::new() });
-        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used }) })
+        let shown = udrv_inspect::Device::of(&*backend);
+        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used, shown }) })
     }
 
     /// A zeroed buffer of `length` bytes, mapped for the device, contiguous on the bus.
@@ -154,7 +157,9 @@ impl Inner {
                 used.mappings += 1;
                 drop(used);
                 let (pool, offset) = (Arc::clone(self), offset as usize);
-                Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false })
+                let shown = udrv_inspect::Buffer::new(&self.shown, iova, size, length as u64, access.bits());
+                let shown = Some(shown);
+                Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false, shown })
             }
             Err(error) => {
                 if !is_huge {

@@ -1,8 +1,8 @@
 //! One source: a line of a device (or a timer), its handlers, and what it has seen.
 
+use super::accounts::{Shown, irq_is_delivered};
 use super::checks::InHandler;
 use super::deliver::Shared;
-use super::mark::Mark;
 use super::sync::lock;
 use super::{IrqOptions, IrqReturn, IrqStats};
 use crate::clock;
@@ -69,7 +69,7 @@ pub(super) enum Work {
 }
 
 pub(super) struct Source {
-    pub(super) mark: Mark,
+    pub(super) mark: Shown,
     rank: u32,
     is_shared: bool,
     storm_window: u32,
@@ -104,9 +104,9 @@ struct Outcome {
 }
 
 impl Source {
-    pub(super) fn new(rank: u32, line: Option<Line>, options: IrqOptions) -> Arc<Self> {
+    pub(super) fn new(shared: &Shared, rank: u32, line: Option<Line>, options: IrqOptions) -> Arc<Self> {
         Arc::new(Self {
-            mark: Mark::new(),
+            mark: Shown::new(&shared.shown, line.as_ref()),
             rank,
             is_shared: options.shared,
             storm_window: options.storm_window.max(1),
@@ -144,6 +144,7 @@ impl Source {
     pub(super) fn count(&self, count: u64) {
         let stats = &mut lock(&self.tally).stats;
         stats.raised = stats.raised.saturating_add(count);
+        self.mark.count(stats);
     }
 
     /// It is pending while a section is open, since `since`.
@@ -152,6 +153,7 @@ impl Source {
         if tally.held_since.is_none() {
             tally.held_since = Some(since);
             tally.stats.deferred += 1;
+            self.mark.count(&tally.stats);
         }
     }
 
@@ -184,10 +186,14 @@ impl Source {
         let merged = self.mark.take();
         if let Some(merged) = merged {
             let start = clock::now();
+            self.mark.runs(true);
+            let (index, vector) = self.line.as_ref().map_or((u32::MAX, 0), |line| (line.index.0, line.vector));
+            irq_is_delivered(index, vector, merged);
             let outcome = {
                 let _inside = InHandler::of(shared, self);
                 self.call(Interrupt { merged })
             };
+            self.mark.runs(false);
             let stormed = self.settle(start, clock::now(), merged, outcome.handled);
             self.finish(shared, Interrupt { merged }, &outcome, stormed);
         }
@@ -245,12 +251,14 @@ impl Source {
         }
         tally.window += 1;
         if tally.window < self.storm_window {
+            self.mark.settle(&tally.stats);
             return false;
         }
         tally.window = 0;
         let unhandled = std::mem::take(&mut tally.unhandled);
         let storm = u64::from(unhandled) * 1000 > u64::from(self.storm_window) * STORM_UNHANDLED_PERMILLE;
         tally.stats.stormed |= storm;
+        self.mark.settle(&tally.stats);
         storm
     }
 
@@ -304,7 +312,9 @@ impl Source {
     pub(super) fn forget_storm(&self) -> bool {
         let mut tally = lock(&self.tally);
         (tally.window, tally.unhandled) = (0, 0);
-        std::mem::take(&mut tally.stats.stormed)
+        let stormed = std::mem::take(&mut tally.stats.stormed);
+        self.mark.settle(&tally.stats);
+        stormed
     }
 
     pub(super) fn describe(&self) -> String {
