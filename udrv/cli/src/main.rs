@@ -2,6 +2,7 @@
 
 mod address;
 mod capability;
+mod debug;
 mod faults;
 mod info;
 mod nvme;
@@ -35,6 +36,8 @@ struct Cli {
 enum Command {
     /// Run a guest driver on a device.
     Run(run::RunArgs),
+    /// Run a driver in a debugger that shows devices, registers, interrupts and DMA.
+    Debug(debug::DebugArgs),
     /// Run a guest driver once for each fault of a catalogue, and show which it survives.
     Faults(faults::FaultsArgs),
     /// Look at what `udrv run --record` has recorded.
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Run(args) => run::run(args),
+        Command::Debug(args) => debug::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Trace(args) => trace::run(args),
         Command::Info(args) => info::run(&args),

@@ -48,6 +48,7 @@ pub fn page() -> &'static Page {
         page.set(head::VERSION, layout::VERSION);
         page.set(head::PID, u64::from(std::process::id()));
         page.set(head::MAGIC, layout::MAGIC);
+        udrv_backend::clock::stands_still_by(page.word(head::HELD));
         page
     })
 }
@@ -123,12 +124,6 @@ impl Page {
             word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
             self.set(at + index, u64::from_le_bytes(word));
         }
-    }
-
-    /// By how much the runtime's clock is behind the machine's, in nanoseconds, little-endian.
-    #[must_use]
-    pub fn held(&self) -> &'static AtomicU64 {
-        self.word(head::HELD)
     }
 
     /// Says what this build records: sections, and accesses to mapped registers.

@@ -47,7 +47,7 @@ pub fn devices(args: &DevicesArgs) -> Result<()> {
             let buffers = found.snapshot.buffers.iter().filter(|buffer| of_it(buffer.device)).count();
             say(&if args.json {
                 serde_json::json!({ "pid": found.pid, "address": device.address, "driver": driver,
-                    "irqs": irqs, "buffers": buffers, "is_held": found.snapshot.is_held })
+                    "registers": device.registers, "irqs": irqs, "buffers": buffers, "is_held": found.snapshot.is_held })
                 .to_string()
             } else {
                 let driver = driver.unwrap_or("a driver without a register map");
