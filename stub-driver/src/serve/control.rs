@@ -144,8 +144,8 @@ pub struct LeaseStatus {
     pub dma_bytes: u64,
 }
 
-/// The control socket while it is served.
-pub(crate) struct ControlServer(Running<Control>);
+/// The control socket while it is served. Dropping it removes the socket.
+pub struct ControlServer(Running<Control>);
 
 struct Control {
     listener: Listener,
@@ -153,7 +153,11 @@ struct Control {
 }
 
 impl ControlServer {
-    pub(crate) fn start(folder: &Path, owner: Uid, devices: &[DeviceServer]) -> Result<Self> {
+    /// Serves it in `folder`, for these devices; `owner` may connect, and whoever a device is served to.
+    ///
+    /// # Errors
+    /// One line that says why the socket cannot be had.
+    pub fn start(folder: &Path, owner: Uid, devices: &[DeviceServer]) -> Result<Self> {
         let owners = devices.iter().map(|server| server.served().export.owner());
         let listener = Listener::bind_with(&folder.join(SOCKET), owner, mode(owner, owners))?;
         let devices = devices.iter().map(|server| Arc::clone(server.served())).collect();

@@ -9,7 +9,7 @@ use std::io::Write as _;
 use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// What gdb runs: in this binary, so that it is always of the same version.
 const GDB_HELPERS: &str = include_str!("../gdb/udrv.py");
@@ -71,6 +71,7 @@ pub fn run(args: &DebugArgs) -> Result<()> {
 
 fn gdb(command: &mut Command, args: &DebugArgs) -> Result<()> {
     command.arg("-q");
+    printers_of_rust(command);
     if args.batch {
         command.arg("-batch");
     }
@@ -95,6 +96,24 @@ fn gdb(command: &mut Command, args: &DebugArgs) -> Result<()> {
     }
     command.arg("--args");
     Ok(())
+}
+
+/// Lets gdb show Rust's own types, if the toolchain is here; without it gdb would complain that it cannot.
+fn printers_of_rust(command: &mut Command) {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).stdin(Stdio::null()).output();
+    let sysroot = sysroot.ok().filter(|output| output.status.success());
+    let folder = sysroot
+        .and_then(|output| Some(Path::new(std::str::from_utf8(&output.stdout).ok()?.trim()).join("lib/rustlib/etc")));
+    match folder.filter(|folder| folder.join("gdb_load_rust_pretty_printers.py").is_file()) {
+        Some(folder) => {
+            let shown = folder.display();
+            command.args(["-iex", &format!("add-auto-load-safe-path {shown}"), "-iex", &format!("directory {shown}")]);
+            command.env("PYTHONPATH", folder);
+        }
+        None => {
+            command.args(["-iex", "set auto-load python-scripts off"]);
+        }
+    }
 }
 
 fn lldb(command: &mut Command, args: &DebugArgs) {
