@@ -19,3 +19,4 @@ pub use udrv_backend as backend;
 pub use udrv_backend::{Error, Result};
 pub use udrv_backend::{clock, pci};
 pub use udrv_debug as debug;
+pub use udrv_inspect as inspect;

@@ -60,10 +60,7 @@ const STEPS: [Step; 7] = [
         next: "cargo test -p PACKAGE NAME, as told above for each that failed",
         boots: false,
         run: |_| {
-            // For the one that steps a driver.
-            if let Err(error) = vm::install_missing(&[("gdb", "gdb")]) {
-                eprintln!("test: {error:#}; what needs gdb is left out");
-            }
+            vm::need_debugger();
             run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])
         },
     },

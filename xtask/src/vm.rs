@@ -17,7 +17,7 @@ mod verdict;
 mod vfio_user;
 mod watch;
 
-pub(crate) use apt::install_missing;
+pub(crate) use kernel::need_debugger;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};

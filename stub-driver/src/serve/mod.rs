@@ -40,7 +40,7 @@ pub(crate) use command::SOCKET_DIR;
 pub use command::{ServeArgs, run};
 pub use config::{Config, DeviceConfig};
 pub(crate) use control::SOCKET as CONTROL_SOCKET;
-pub use control::{DeviceStatus, LeaseStatus, Reply, Request, Status};
+pub use control::{ControlServer, DeviceStatus, LeaseStatus, Reply, Request, Status};
 pub use device::DeviceAddress;
 pub use export::{Export, Opened};
 pub use server::{DeviceServer, PATIENCE};

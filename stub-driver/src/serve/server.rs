@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use udrv_backend::{Error, RegionIndex, Width};
+use udrv_backend::{AnyBackend, Backend as _, Error, RegionIndex, Width};
 use udrv_channel::Channel;
 use udrv_wire::Errno;
 
@@ -107,6 +107,11 @@ impl Service for Served {
 
 impl Served {
     pub(super) fn peek(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64, Error> {
+        self.reach(|device| device.read(region, offset, width))
+    }
+
+    /// Does something with the device that a client has, or that is open anyway.
+    pub(super) fn reach<T>(&self, act: impl FnOnce(&AnyBackend) -> Result<T, Error>) -> Result<T, Error> {
         self.slot.look(|tenant| {
             let leased = tenant.and_then(|tenant| tenant.device.as_ref());
             let device = leased.or(self.export.shared_device()).ok_or_else(|| Error::Unavailable {
@@ -114,7 +119,7 @@ impl Served {
                 why: "nobody has it, and it is open only during a lease".into(),
                 advice: "start its driver first".into(),
             })?;
-            device.read(region, offset, width)
+            act(device)
         })
     }
 

@@ -2,9 +2,11 @@
 
 mod address;
 mod capability;
+mod debug;
 mod faults;
 mod info;
 mod nvme;
+mod outside;
 mod progress;
 mod run;
 mod stop;
@@ -34,6 +36,8 @@ struct Cli {
 enum Command {
     /// Run a guest driver on a device.
     Run(run::RunArgs),
+    /// Run a driver in a debugger that shows devices, registers, interrupts and DMA.
+    Debug(debug::DebugArgs),
     /// Run a guest driver once for each fault of a catalogue, and show which it survives.
     Faults(faults::FaultsArgs),
     /// Look at what `udrv run --record` has recorded.
@@ -42,6 +46,20 @@ enum Command {
     Info(info::InfoArgs),
     /// USB devices.
     Usb(usb::UsbArgs),
+    /// Show what interrupts a running driver of another process has seen, and which sections hold them back.
+    Irqs(outside::irqs::IrqsArgs),
+    /// Show which devices are driven, and by which processes.
+    Devices(outside::show::DevicesArgs),
+    /// Show the registers of a device that is driven, by name and bits, also while its driver stands in a debugger.
+    Regs(outside::registers::RegsArgs),
+    /// Write a register of a device that is driven, behind its driver's back.
+    Poke(outside::registers::PokeArgs),
+    /// Show the DMA buffers of a running driver.
+    Dma(outside::show::DmaArgs),
+    /// Show the last register accesses of a running driver.
+    Accesses(outside::show::AccessesArgs),
+    /// Let a running driver have an interrupt that its device did not raise.
+    Raise(outside::raise::RaiseArgs),
 }
 
 /// Something with the device or its driver is wrong.
@@ -60,10 +78,18 @@ fn main() -> ExitCode {
     };
     let outcome = match command {
         Command::Run(args) => run::run(args),
+        Command::Debug(args) => debug::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Trace(args) => trace::run(args),
         Command::Info(args) => info::run(&args),
         Command::Usb(args) => usb::run(&args),
+        Command::Irqs(args) => outside::irqs::run(&args),
+        Command::Devices(args) => outside::show::devices(&args),
+        Command::Regs(args) => outside::registers::regs(&args),
+        Command::Poke(args) => outside::registers::poke(&args),
+        Command::Dma(args) => outside::show::dma(&args),
+        Command::Accesses(args) => outside::show::accesses(&args),
+        Command::Raise(args) => outside::raise::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use udrv_backend::register::Word;
 use udrv_backend::{DmaAccess, Error, Result};
+use udrv_inspect::layout::buffer as layout;
 
 /// Which way a buffer's data goes.
 pub trait Direction: Send + 'static {
@@ -45,12 +46,21 @@ pub(super) struct Block {
     pub(super) is_huge: bool,
     /// Whether it was submitted and not completed.
     pub(super) with_device: bool,
+    /// Its place in the inspection page, until it is leaked.
+    pub(super) shown: Option<udrv_inspect::Buffer>,
 }
 
 impl Block {
+    fn show_owner(&self, owner: u64) {
+        if let Some(shown) = &self.shown {
+            shown.belongs_to(owner);
+        }
+    }
+
     /// To the device, or back.
     fn hand_over(&mut self, to_device: bool) {
         self.with_device = to_device;
+        self.show_owner(if to_device { layout::DEVICE } else { layout::DRIVER });
         self.pool.observe_hand_over(self);
     }
 
@@ -70,6 +80,9 @@ impl Drop for Block {
     fn drop(&mut self) {
         if self.with_device {
             self.pool.leak(self);
+            if let Some(shown) = self.shown.take() {
+                shown.leak();
+            }
         } else {
             self.pool.release(self);
         }
@@ -168,7 +181,8 @@ pub struct Coherent {
 }
 
 impl Coherent {
-    pub(super) const fn new(block: Block) -> Self {
+    pub(super) fn new(block: Block) -> Self {
+        block.show_owner(layout::BOTH);
         Self { block }
     }
 

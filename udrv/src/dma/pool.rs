@@ -22,6 +22,8 @@ pub(super) struct Inner {
     used: Mutex<Used>,
     /// Who looks on.
     observer: Option<Arc<dyn Observe>>,
+    /// The device's place in the inspection page.
+    shown: udrv_inspect::Device,
 }
 
 struct Used {
@@ -63,7 +65,8 @@ impl Pool {
         let iovas = reachable(&limits, address_bits);
         let used = Mutex::new(Used { pages, iovas, bytes: 0, mappings: 0, leaks: Vec::new() });
         let observer = backend.observer();
-        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used, observer }) })
+        let shown = udrv_inspect::Device::of(&*backend);
+        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used, observer, shown }) })
     }
 
     /// A zeroed buffer of `length` bytes, mapped for the device, contiguous on the bus.
@@ -157,7 +160,9 @@ impl Inner {
                 used.mappings += 1;
                 drop(used);
                 let (pool, offset) = (Arc::clone(self), offset as usize);
-                Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false })
+                let shown = udrv_inspect::Buffer::new(&self.shown, iova, size, length as u64, access.bits());
+                let shown = Some(shown);
+                Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false, shown })
             }
             Err(error) => {
                 if !is_huge {

@@ -36,7 +36,12 @@ struct Open {
     at: Place,
     since: Instant,
     preempted: i64,
+    /// In the inspection page.
+    _shown: udrv_inspect::Section,
 }
+
+/// Whether they are compiled.
+pub(super) const ARE_COMPILED: bool = true;
 
 pub(super) fn are_on() -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
@@ -122,7 +127,10 @@ pub(super) fn opened(shared: &Shared, at: Place) {
         let mut all = all.borrow_mut();
         match all.iter_mut().find(|open| open.domain == domain) {
             Some(open) => open.depth += 1,
-            None => all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now() }),
+            None => {
+                let _shown = shared.shown.section(at);
+                all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now(), _shown });
+            }
         }
     });
 }

@@ -44,6 +44,8 @@ pub(super) struct Spun {
 pub(super) struct Shared {
     pub(super) gate: Gate,
     pub(super) delivery: Delivery,
+    /// Its place in the inspection page.
+    pub(super) shown: udrv_inspect::Domain,
     pub(super) inlet: Inlet,
     pub(super) halves: Halves,
     /// How long interrupts were off, if the checks are on.
@@ -86,6 +88,7 @@ impl Shared {
         Ok(Self {
             gate: Gate::new(barrier, WORDS),
             delivery,
+            shown: super::accounts::show(delivery),
             inlet: Inlet::new(delivery)?,
             halves: Halves::default(),
             off: OffAccount::default(),

@@ -137,11 +137,13 @@ impl Registration {
             let (ours, theirs) = UnixStream::pair().map_err(os)?;
             theirs.set_nonblocking(true).map_err(os)?;
             sigio::raise_on_input(&ours, shared.owner)?;
+            self.source.mark.signalled_by(None);
             shared.inlet.add(&self.source, ours.into(), Kind::Stream)?;
             theirs.into()
         } else {
             let ours: OwnedFd = event_fd()?.into();
             let theirs = ours.try_clone().map_err(|error| Error::os("duplicating an interrupt's eventfd", error))?;
+            self.source.mark.signalled_by(Some(ours.as_fd()));
             shared.inlet.add(&self.source, ours, Kind::Event)?;
             theirs
         };
@@ -333,7 +335,7 @@ fn enlist(shared: &Shared, line: Option<Line>, options: IrqOptions) -> Result<(A
     let Some(rank) = Shared::free_rank(&sources, options.priority) else {
         return Err(Error::NotSupported { what: "more sources of this priority", by: "an interrupt domain".into() });
     };
-    let source = Source::new(rank, line, options);
+    let source = Source::new(shared, rank, line, options);
     sources.insert(rank, Arc::clone(&source));
     Ok((source, true))
 }

@@ -1,9 +1,9 @@
 //! One source: a line of a device (or a timer), its handlers, and what it has seen.
 
+use super::accounts::{Shown, irq_is_delivered};
 use super::checks::InHandler;
 use super::contain::{contained, let_go};
 use super::deliver::Shared;
-use super::mark::Mark;
 use super::sync::lock;
 use super::{IrqOptions, IrqReturn, IrqStats};
 use crate::clock;
@@ -83,7 +83,7 @@ pub(super) enum Work {
 }
 
 pub(super) struct Source {
-    pub(super) mark: Mark,
+    pub(super) mark: Shown,
     rank: u32,
     is_shared: bool,
     storm_window: u32,
@@ -118,9 +118,9 @@ struct Outcome {
 }
 
 impl Source {
-    pub(super) fn new(rank: u32, line: Option<Line>, options: IrqOptions) -> Arc<Self> {
+    pub(super) fn new(shared: &Shared, rank: u32, line: Option<Line>, options: IrqOptions) -> Arc<Self> {
         Arc::new(Self {
-            mark: Mark::new(),
+            mark: Shown::new(&shared.shown, line.as_ref()),
             rank,
             is_shared: options.shared,
             storm_window: options.storm_window.max(1),
@@ -158,6 +158,7 @@ impl Source {
     pub(super) fn count(&self, count: u64) {
         let stats = &mut lock(&self.tally).stats;
         stats.raised = stats.raised.saturating_add(count);
+        self.mark.count(stats);
     }
 
     /// It is pending while a section is open, since `since`.
@@ -166,6 +167,7 @@ impl Source {
         if tally.held_since.is_none() {
             tally.held_since = Some(since);
             tally.stats.deferred += 1;
+            self.mark.count(&tally.stats);
         }
     }
 
@@ -198,6 +200,9 @@ impl Source {
         let merged = self.mark.take();
         if let Some(merged) = merged {
             let start = clock::now();
+            self.mark.runs(true);
+            let (index, vector) = self.line.as_ref().map_or((u32::MAX, 0), |line| (line.index.0, line.vector));
+            irq_is_delivered(index, vector, merged);
             let outcome = {
                 let _inside = InHandler::of(shared, self);
                 self.observe(|index, vector| Moment::HandlerBegins { index, vector });
@@ -205,6 +210,7 @@ impl Source {
                 self.observe(|index, vector| Moment::HandlerEnds { index, vector, handled: outcome.handled });
                 outcome
             };
+            self.mark.runs(false);
             let stormed = self.settle(start, clock::now(), merged, outcome.handled);
             self.finish(shared, Interrupt { merged }, &outcome, stormed);
         }
@@ -268,6 +274,7 @@ impl Source {
         }
         tally.window += 1;
         if tally.window < self.storm_window {
+            self.mark.settle(&tally.stats);
             return false;
         }
         tally.window = 0;
@@ -276,6 +283,7 @@ impl Source {
         // What somebody handles is not the moment to give up: if it is a storm, the next window ends in one.
         let storm = storm && !handled;
         tally.stats.stormed |= storm;
+        self.mark.settle(&tally.stats);
         storm
     }
 
@@ -350,7 +358,9 @@ impl Source {
     pub(super) fn forget_storm(&self) -> bool {
         let mut tally = lock(&self.tally);
         (tally.window, tally.unhandled) = (0, 0);
-        std::mem::take(&mut tally.stats.stormed)
+        let stormed = std::mem::take(&mut tally.stats.stormed);
+        self.mark.settle(&tally.stats);
+        stormed
     }
 
     pub(super) fn describe(&self) -> String {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs a boot uses, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
@@ -16,7 +16,18 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("xz", "xz-utils"),
     // for the scenarios: the client of the USB/IP server
     ("usbip", "usbip"),
+    DEBUGGER,
 ];
+
+/// For the scenario and the tests of `udrv debug`.
+const DEBUGGER: (&str, &str) = ("gdb", "gdb");
+
+/// Gets the debugger that some tests run; without it they say so, and fail where CI runs.
+pub(crate) fn need_debugger() {
+    if let Err(error) = install_missing(&[DEBUGGER]) {
+        eprintln!("tests of udrv debug cannot run: {error:#}");
+    }
+}
 
 /// The package that depends on the newest stock kernel.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
