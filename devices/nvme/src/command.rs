@@ -222,6 +222,15 @@ impl Outcome {
         self.0 & 0x7ff
     }
 
+    /// What [`udrv_backend::Error::Status`] says; `None` for other errors.
+    #[must_use]
+    pub fn of(error: &udrv_backend::Error) -> Option<Self> {
+        match error {
+            udrv_backend::Error::Status { status, .. } => u16::try_from(*status).ok().map(Self),
+            _ => None,
+        }
+    }
+
     /// Whether the command did what it says.
     #[must_use]
     pub const fn is_success(self) -> bool {

@@ -132,8 +132,9 @@ fn identify(controller: &Controller) -> Result<(), Error> {
     println!("transfers  up to {} KiB", controller.max_transfer() >> 10);
     println!("commands   {:?}, write cache: {}", info.optional, if info.has_write_cache { "yes" } else { "no" });
     for id in controller.namespace_ids()? {
-        let Namespace { blocks, block_size, .. } = controller.namespace(id)?;
-        println!("namespace  {id}: {blocks} blocks of {block_size} bytes, {} MiB", (blocks * block_size) >> 20);
+        let namespace = controller.namespace(id)?;
+        let Namespace { blocks, block_size, .. } = namespace;
+        println!("namespace  {id}: {blocks} blocks of {block_size} bytes, {} MiB", namespace.bytes() >> 20);
     }
     Ok(())
 }
@@ -158,6 +159,27 @@ fn smart(controller: &Controller) -> Result<(), Error> {
 
 /// A transfer between a file and a namespace: how far into it, and how long.
 type Piece = (u64, usize);
+
+/// What has still to be transferred.
+struct Todo {
+    /// From here on, nothing has been begun.
+    next: u64,
+    length: u64,
+    /// Most bytes of a piece.
+    most: u64,
+    /// What has to be done again.
+    again: Vec<Piece>,
+}
+
+impl Todo {
+    fn take(&mut self) -> Option<Piece> {
+        self.again.pop().or_else(|| {
+            let piece = (self.next, self.most.min(self.length - self.next) as usize);
+            self.next += piece.1 as u64;
+            (piece.1 > 0).then_some(piece)
+        })
+    }
+}
 
 /// A copy that keeps several transfers under way.
 struct Copy<'a> {
@@ -184,8 +206,8 @@ impl<'a> Copy<'a> {
         Ok(Self { queue, controller, context, namespace, lba: place.lba, pieces, retries: 0 })
     }
 
-    /// `length` bytes in pieces, the last first: from its end they are taken.
-    fn cut(&self, length: u64) -> Result<Vec<Piece>, Error> {
+    /// `length` bytes in pieces.
+    fn cut(&self, length: u64) -> Result<Todo, Error> {
         let block = self.namespace.block_size;
         let last = self.lba.checked_add(length / block).filter(|end| *end <= self.namespace.blocks);
         if !length.is_multiple_of(block) || last.is_none() {
@@ -195,11 +217,7 @@ impl<'a> Copy<'a> {
                 expected: format!("whole blocks of {block} bytes, within {}", self.namespace.blocks),
             });
         }
-        let most = self.piece_size() as u64;
-        let mut pieces: Vec<_> =
-            (0..length.div_ceil(most)).map(|n| (n * most, most.min(length - n * most) as usize)).collect();
-        pieces.reverse();
-        Ok(pieces)
+        Ok(Todo { next: 0, length, most: self.piece_size() as u64, again: Vec::new() })
     }
 
     fn piece_size(&self) -> usize {
@@ -277,8 +295,8 @@ impl<'a> Copy<'a> {
     }
 
     /// The next piece, unless the user wants no more, or there is no room for it.
-    fn next(&self, todo: &mut Vec<Piece>, has_buffer: bool) -> Option<Piece> {
-        if self.context.should_stop() || !has_buffer || !self.queue.has_room() { None } else { todo.pop() }
+    fn next(&self, todo: &mut Todo, has_buffer: bool) -> Option<Piece> {
+        if self.context.should_stop() || !has_buffer || !self.queue.has_room() { None } else { todo.take() }
     }
 
     /// What has ended; `None` when nothing is under way.
@@ -289,7 +307,7 @@ impl<'a> Copy<'a> {
     }
 
     /// The piece that is done; `None` if it has to be done again.
-    fn judge(&mut self, done: &Done, todo: &mut Vec<Piece>, bar: &ProgressBar) -> Result<Option<Piece>, Error> {
+    fn judge(&mut self, done: &Done, todo: &mut Todo, bar: &ProgressBar) -> Result<Option<Piece>, Error> {
         let piece = self.pieces.get(usize::from(done.id)).copied().unwrap_or_default();
         if done.outcome.is_success() {
             bar.inc(piece.1 as u64);
@@ -297,17 +315,18 @@ impl<'a> Copy<'a> {
         }
         if done.outcome.is_ended_by_host() && self.retries < RETRIES {
             self.retries += 1;
-            todo.push(piece);
+            todo.again.push(piece);
             return Ok(None);
         }
         Err(self.failed(done.outcome, piece))
     }
 
     fn failed(&self, outcome: Outcome, piece: Piece) -> Error {
-        Error::Protocol {
-            peer: self.context.device.info().address.clone(),
-            found: format!("{outcome} for {} bytes from block {} on", piece.1, self.block_of(piece)),
-            expected: "success".into(),
+        Error::Status {
+            device: self.context.device.info().address.clone(),
+            command: format!("a transfer of {} bytes from block {} on", piece.1, self.block_of(piece)),
+            status: outcome.code().into(),
+            meaning: outcome.to_string(),
         }
     }
 }

@@ -23,7 +23,7 @@ impl<I: Io> IoQueue<I> {
     /// Reads whole blocks, of any number, through a buffer of the queue's own.
     ///
     /// # Errors
-    /// [`Error::Protocol`] with the status if a command fails; [`Error::DmaRange`] unless `into` is whole blocks; as
+    /// [`Error::Status`] if a command fails; [`Error::DmaRange`] unless `into` is whole blocks; as
     /// [`IoQueue::wait`].
     pub fn read(&mut self, namespace: &Namespace, lba: u64, into: &mut [u8]) -> Result<()> {
         let chunk = self.chunk(namespace);
@@ -163,6 +163,6 @@ impl<I: Io> IoQueue<I> {
                 break;
             }
         }
-        Err(self.shared.protocol(format!("{last} to {name}"), "success"))
+        Err(self.shared.failed(name, last))
     }
 }

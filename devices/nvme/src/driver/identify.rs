@@ -14,7 +14,11 @@ impl Fields<'_> {
     }
 
     fn text(&self, at: usize, length: usize) -> String {
-        String::from_utf8_lossy(self.0.get(at..at + length).unwrap_or_default()).trim().to_owned()
+        // ASCII from 20h to 7Eh (1.5). What else comes is not passed on to a terminal.
+        let shown = |byte: &u8| if (0x20..0x7f).contains(byte) { char::from(*byte) } else { '?' };
+        let bytes = self.0.get(at..at + length).unwrap_or_default();
+        let end = bytes.iter().rposition(|byte| ![0, 0x20].contains(byte)).map_or(0, |last| last + 1);
+        bytes.iter().take(end).map(shown).collect::<String>().trim_start().to_owned()
     }
 }
 
@@ -58,7 +62,7 @@ impl ControllerInfo {
         let fields = Fields(data);
         let max_transfer = match fields.number::<1>(77) {
             0 => None,
-            power => Some(min_page.checked_shl(power as u32).unwrap_or(u64::MAX)),
+            power => Some(1u64.checked_shl(power as u32).unwrap_or(u64::MAX).saturating_mul(min_page)),
         };
         Self {
             serial: fields.text(4, 20),
@@ -93,11 +97,8 @@ impl Namespace {
         let format = fields.number::<4>(128 + 4 * (fields.number::<1>(26) & 0xf) as usize);
         let (metadata, shift) = (format & 0xffff, format >> 16 & 0xff);
         let blocks = fields.number::<8>(0);
-        (blocks > 0 && metadata == 0 && (9..=16).contains(&shift)).then_some(Self {
-            id,
-            blocks,
-            block_size: 1 << shift,
-        })
+        let usable = blocks > 0 && metadata == 0 && (9..=16).contains(&shift);
+        usable.then(|| Self { id, blocks, block_size: 1 << shift })
     }
 
     /// Its size in bytes.

@@ -65,7 +65,7 @@ impl<I: Io> Shared<I> {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The error for a command that failed, or for an answer that is none.
+    /// The error for an answer that is none.
     pub(super) fn protocol(&self, found: String, expected: &str) -> Error {
         Error::Protocol { peer: self.device.info().address.clone(), found, expected: expected.into() }
     }
@@ -92,7 +92,27 @@ impl<I: Io> Shared<I> {
         if completion.outcome.is_success() {
             return Ok(completion.result);
         }
-        Err(self.protocol(format!("{} to {name}", completion.outcome), "success"))
+        Err(self.failed(name, completion.outcome))
+    }
+
+    /// The error for a command that the controller ended without success.
+    pub(super) fn failed(&self, name: &str, outcome: Outcome) -> Error {
+        Error::Status {
+            device: self.device.info().address.clone(),
+            command: name.into(),
+            status: outcome.code().into(),
+            meaning: outcome.to_string(),
+        }
+    }
+
+    /// [`Shared::execute`], unless the controller has been reset since `generation`: `false` if it has.
+    pub(super) fn execute_in_generation(&self, generation: u64, name: &str, command: Command) -> Result<bool> {
+        let mut admin = self.admin();
+        if self.generation() != generation {
+            return Ok(false);
+        }
+        let completion = self.complete_by(&mut admin, name, command)?;
+        self.succeeded(name, completion).map(|_| true)
     }
 
     fn complete(&self, name: &str, command: Command) -> Result<Completion> {
@@ -204,7 +224,11 @@ fn enable<I: Io>(io: &I, capabilities: Capabilities, ring: &Ring<I>) -> Result<(
 
 fn wait_for_ready(io: &impl Io, capabilities: Capabilities, ready: bool) -> Result<()> {
     let what = format!("CSTS.RDY going to {}, by CAP.TO,", u8::from(ready));
-    Deadline::after(capabilities.timeout()).poll(&what, || Ok(io.read(CSTS)?.contains(Status::READY) == ready))
+    Deadline::after(capabilities.timeout()).poll(&what, || {
+        let status = io.read(CSTS)?;
+        // A device that has vanished reads as all ones, which would be ready.
+        Ok(status.bits() != u32::MAX && status.contains(Status::READY) == ready)
+    })
 }
 
 /// What a queue answers for a command that a reset ended.

@@ -113,6 +113,7 @@ impl NvmeModel {
             }
             (true, false) => {
                 self.queues.clear();
+                self.faults.forget_all();
                 self.write_cache = true;
                 self.status = Status::empty();
             }
@@ -252,6 +253,7 @@ impl DeviceModel for NvmeModel {
 
     fn reset(&mut self) {
         self.queues.clear();
+        self.faults.forget_all();
         self.mask = 0;
         self.configuration = Configuration::empty();
         self.status = Status::empty();
