@@ -59,7 +59,10 @@ const STEPS: [Step; 6] = [
         what: "unit, integration and documentation tests, the layering of crates among them",
         next: "cargo test -p PACKAGE NAME, as told above for each that failed",
         boots: false,
-        run: |_| run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]),
+        run: |_| {
+            vm::install_nbd_clients()?;
+            run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])
+        },
     },
     Step {
         name: "doc",

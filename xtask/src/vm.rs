@@ -17,6 +17,7 @@ mod verdict;
 mod vfio_user;
 mod watch;
 
+pub(crate) use kernel::install_nbd_clients;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};

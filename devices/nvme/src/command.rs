@@ -45,6 +45,8 @@ pub mod nvm {
     pub const READ: u8 = 0x02;
     /// Write Zeroes (6.16).
     pub const WRITE_ZEROES: u8 = 0x08;
+    /// Command Dword 12 of Write: Force Unit Access (6.15).
+    pub const FORCE_UNIT_ACCESS: u32 = 1 << 30;
     /// Dataset Management (6.7).
     pub const DATASET_MANAGEMENT: u8 = 0x09;
 }

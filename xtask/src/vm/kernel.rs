@@ -7,16 +7,22 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs a boot uses, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
     ("depmod", "kmod"),
     ("xz", "xz-utils"),
-    // for the scenarios: the client of the USB/IP server
+    // for the scenarios: the client of the USB/IP server, and that of the NBD server with what works on it
     ("usbip", "usbip"),
+    ("nbd-client", "nbd-client"),
+    ("fio", "fio"),
 ];
+
+/// NBD clients that the tests of `udrv run nvme --export` take, machine or not.
+const NBD_CLIENTS: [(&str, &str); 3] =
+    [("qemu-img", "qemu-utils"), ("nbdinfo", "libnbd-bin"), ("nbdcopy", "libnbd-bin")];
 
 /// The package that depends on the newest stock kernel.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
@@ -39,6 +45,11 @@ pub(crate) fn prepare(cache: &Path) -> Result<Kernel> {
         Some(kernel) => Ok(kernel),
         None => download(cache).context("cannot get Debian's stock kernel"),
     }
+}
+
+/// Gets the NBD clients that are missing.
+pub(crate) fn install_nbd_clients() -> Result<()> {
+    install_missing(&NBD_CLIENTS)
 }
 
 /// Nothing but the kernel is below busybox in the initramfs, no dynamic loader either.

@@ -15,7 +15,7 @@ mod task;
 pub use blocking::Range;
 pub use identify::{ControllerInfo, ErrorEntry, Namespace, Optional, Smart};
 pub use queue::{Data, Done, IoQueue, QueueConfig, Wait};
-pub use task::{Job, Task};
+pub use task::{Job, Task, Work};
 
 use crate::command::{ALL_NAMESPACES, Command, PAGE, admin, cns, log};
 use crate::registers::{CAP, CLASS};
@@ -84,6 +84,12 @@ impl<I: Io + 'static> Controller<I> {
     #[must_use]
     pub const fn info(&self) -> &ControllerInfo {
         &self.info
+    }
+
+    /// How many I/O queue pairs it gave, of those asked for.
+    #[must_use]
+    pub const fn queues(&self) -> u16 {
+        self.queues
     }
 
     /// Memory for its transfers.

@@ -223,9 +223,22 @@ impl<I: Io> IoQueue<I> {
         buffer: Buffer<ToDevice>,
         part: Bytes<usize>,
     ) -> Result<u16> {
+        self.submit_write_with(namespace, lba, buffer, part, 0)
+    }
+
+    /// With bits of Command Dword 12 beside the number of blocks.
+    #[inline]
+    pub(super) fn submit_write_with(
+        &mut self,
+        namespace: &Namespace,
+        lba: u64,
+        buffer: Buffer<ToDevice>,
+        part: Bytes<usize>,
+        control: u32,
+    ) -> Result<u16> {
         let blocks = self.check(namespace, buffer.len(), &part)?;
         let at = buffer.iova() + part.start as u64;
-        let command = Command::new(nvm::WRITE, namespace.id).lba(lba).cdw12(blocks - 1);
+        let command = Command::new(nvm::WRITE, namespace.id).lba(lba).cdw12(control | (blocks - 1));
         self.submit(command, Some((at, part.len() as u64)), Flight::Write(buffer.submit()))
     }
 

@@ -38,6 +38,9 @@ impl NvmeModel {
                 let (offset, length) = place(backing, command)?;
                 let data = prp::fetch(command.prps(), length, bus)?;
                 backing.write(offset, &data).map_err(|_| Outcome::INTERNAL_ERROR)?;
+                if command.0[12] & nvm::FORCE_UNIT_ACCESS != 0 {
+                    backing.flush().map_err(|_| Outcome::INTERNAL_ERROR)?;
+                }
                 self.counters.written += length / 512;
                 self.counters.writes += 1;
             }

@@ -1,161 +1,18 @@
-//! `udrv run nvme`.
+//! Blocks to a file, and a file to blocks.
 
-use anyhow::{Result, anyhow, bail};
-use clap::{Args, Subcommand, ValueEnum};
+use super::{DEPTH, Place, os};
 use indicatif::ProgressBar;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::Path;
 use udrv::dma::{Buffer, Direction, FromDevice, ToDevice};
-use udrv::host::{Context, Ended, Host, Report, Stop};
-use udrv::irq::Delivery;
+use udrv::host::Context;
 use udrv_backend::Error;
 use udrv_nvme::command::Outcome;
-use udrv_nvme::driver::{Controller, Data, Done, IoQueue, Namespace, QueueConfig, Task, Wait};
+use udrv_nvme::driver::{Controller, Data, Done, IoQueue, Namespace, QueueConfig};
 
-/// Transfers that are under way at a time.
-const DEPTH: u16 = 8;
 /// How often a transfer is tried again that only this side ended, in all.
 const RETRIES: u32 = 16;
-
-#[derive(Args)]
-pub struct NvmeArgs {
-    /// The device's address.
-    #[arg(long)]
-    device: String,
-    /// How completions are waited for.
-    #[arg(long, value_enum, default_value = "interrupt")]
-    wait: WaitMode,
-    #[command(subcommand)]
-    work: Work,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
-enum WaitMode {
-    /// By the queue's MSI-X vector.
-    Interrupt,
-    /// By looking at memory.
-    Polled,
-    /// By looking for 50 us, then by interrupt.
-    Hybrid,
-}
-
-#[derive(Subcommand)]
-enum Work {
-    /// Show the controller and its namespaces.
-    Identify,
-    /// Show the controller's health and the errors it has logged.
-    Smart,
-    /// Read blocks into a file.
-    Read {
-        #[command(flatten)]
-        place: Place,
-        /// How many blocks [default: all that follow].
-        #[arg(long)]
-        blocks: Option<u64>,
-        /// The file, which is made or overwritten.
-        #[arg(long, value_name = "FILE")]
-        output: PathBuf,
-    },
-    /// Write a file to blocks, and flush.
-    Write {
-        #[command(flatten)]
-        place: Place,
-        /// The file: whole blocks.
-        #[arg(long, value_name = "FILE")]
-        input: PathBuf,
-    },
-}
-
-#[derive(Args, Clone, Copy)]
-struct Place {
-    /// The namespace.
-    #[arg(long, default_value_t = 1)]
-    namespace: u32,
-    /// The first block.
-    #[arg(long, default_value_t = 0)]
-    lba: u64,
-}
-
-pub fn run(args: NvmeArgs, stop: &Stop) -> Result<()> {
-    let device = crate::address::open(&args.device)?;
-    let wait = match args.wait {
-        WaitMode::Interrupt => Wait::Interrupt,
-        WaitMode::Polled => Wait::Polled,
-        WaitMode::Hybrid => Wait::Hybrid(Duration::from_micros(50)),
-    };
-    let config = QueueConfig { depth: DEPTH, wait, ..QueueConfig::default() };
-    let mut host = Host::stopped_by(stop.clone());
-    let job = move |controller: &mut Controller, context: &Context| perform(controller, context, config, args.work);
-    host.start::<Task>(device, Delivery::Thread, Box::new(job))?;
-    for Report { device, ended, quiesced } in host.join() {
-        match ended {
-            Ended::Returned => {}
-            Ended::Failed(error) => bail!("the nvme driver of {device} failed: {error}"),
-            Ended::Panicked(message) => bail!("the nvme driver of {device} panicked: {message}"),
-        }
-        quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
-    }
-    if stop.is_requested() {
-        bail!("stopped before it was done");
-    }
-    Ok(())
-}
-
-fn perform(controller: &mut Controller, context: &Context, config: QueueConfig, work: Work) -> Result<(), Error> {
-    match work {
-        Work::Identify => identify(controller),
-        Work::Smart => smart(controller),
-        Work::Read { place, blocks, output } => {
-            let file = File::create(&output).map_err(|error| os("making", &output, error))?;
-            let mut copy = Copy::new(controller, context, config, place)?;
-            let left = copy.namespace.blocks.saturating_sub(place.lba);
-            copy.read(blocks.unwrap_or(left).saturating_mul(copy.namespace.block_size), &file, &output)
-        }
-        Work::Write { place, input } => {
-            let file = File::open(&input).map_err(|error| os("opening", &input, error))?;
-            let length = file.metadata().map_err(|error| os("asking for the length of", &input, error))?.len();
-            Copy::new(controller, context, config, place)?.write(length, &file, &input)
-        }
-    }
-}
-
-fn os(doing: &str, path: &Path, error: std::io::Error) -> Error {
-    Error::os(format!("{doing} {}", path.display()), error)
-}
-
-fn identify(controller: &Controller) -> Result<(), Error> {
-    let info = controller.info();
-    println!("model      {}\nserial     {}\nfirmware   {}", info.model, info.serial, info.firmware);
-    println!("version    {}.{}", info.version >> 16, info.version >> 8 & 0xff);
-    println!("transfers  up to {} KiB", controller.max_transfer() >> 10);
-    println!("commands   {:?}, write cache: {}", info.optional, if info.has_write_cache { "yes" } else { "no" });
-    for id in controller.namespace_ids()? {
-        let namespace = controller.namespace(id)?;
-        let Namespace { blocks, block_size, .. } = namespace;
-        println!("namespace  {id}: {blocks} blocks of {block_size} bytes, {} MiB", namespace.bytes() >> 20);
-    }
-    Ok(())
-}
-
-fn smart(controller: &Controller) -> Result<(), Error> {
-    let smart = controller.smart()?;
-    let celsius = i32::from(smart.temperature) - 273;
-    println!("critical warning   {:#04x}", smart.critical_warning);
-    println!("temperature        {celsius} degrees Celsius");
-    println!("available spare    {} %", smart.available_spare);
-    println!("percentage used    {} %", smart.percentage_used);
-    println!("data units         {} read, {} written", smart.data_units_read, smart.data_units_written);
-    println!("host commands      {} reads, {} writes", smart.host_reads, smart.host_writes);
-    println!("power              {} cycles, {} hours", smart.power_cycles, smart.power_on_hours);
-    println!("unsafe shutdowns   {}", smart.unsafe_shutdowns);
-    println!("media errors       {}", smart.media_errors);
-    for entry in controller.error_log()? {
-        println!("error {}: {}, queue {}, block {}", entry.count, entry.outcome, entry.queue, entry.lba);
-    }
-    Ok(())
-}
 
 /// A transfer between a file and a namespace: how far into it, and how long.
 type Piece = (u64, usize);
@@ -182,11 +39,11 @@ impl Todo {
 }
 
 /// A copy that keeps several transfers under way.
-struct Copy<'a> {
+pub(super) struct Copy<'a> {
     queue: IoQueue,
     controller: &'a Controller,
     context: &'a Context,
-    namespace: Namespace,
+    pub(super) namespace: Namespace,
     lba: u64,
     /// What each command is transferring.
     pieces: [Piece; DEPTH as usize],
@@ -194,7 +51,7 @@ struct Copy<'a> {
 }
 
 impl<'a> Copy<'a> {
-    fn new(
+    pub(super) fn new(
         controller: &'a mut Controller,
         context: &'a Context,
         config: QueueConfig,
@@ -239,7 +96,7 @@ impl<'a> Copy<'a> {
         }
     }
 
-    fn read(&mut self, length: u64, file: &File, path: &Path) -> Result<(), Error> {
+    pub(super) fn read(&mut self, length: u64, file: &File, path: &Path) -> Result<(), Error> {
         let mut todo = self.cut(length)?;
         let mut idle = self.buffers::<FromDevice>()?;
         let mut bytes = vec![0; self.piece_size()];
@@ -268,7 +125,7 @@ impl<'a> Copy<'a> {
         Ok(())
     }
 
-    fn write(&mut self, length: u64, file: &File, path: &Path) -> Result<(), Error> {
+    pub(super) fn write(&mut self, length: u64, file: &File, path: &Path) -> Result<(), Error> {
         let mut todo = self.cut(length)?;
         let mut idle = self.buffers::<ToDevice>()?;
         let mut bytes = vec![0; self.piece_size()];
