@@ -217,6 +217,30 @@ fn doorbell_beyond_its_queue_or_of_no_queue_changes_nothing() {
 }
 
 #[test]
+fn event_requests_wait_up_to_their_limit_and_are_answered_by_type() {
+    let mut nvme = Nvme::enabled();
+    for _ in 0..4 {
+        nvme.put(u64::from(nvme.tail) * 64, [0x0c | 0x99 << 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        nvme.tail += 1;
+        nvme.write(0x1000, nvme.tail.into());
+    }
+    assert_eq!(nvme.dword(0x1000 + 12), 0, "none answered");
+    assert_eq!(nvme.admin(0x0c, 0, 0, 0), 0x105, "Asynchronous Event Request Limit Exceeded");
+    nvme.write(0x1000, 0xffff);
+    nvme.write(0x1008, 1);
+    assert_eq!((nvme.dword(0x1010), nvme.dword(0x101c) & 0xffff), (0x0001_0100, 0x99), "Invalid Doorbell Write Value");
+    assert_eq!(nvme.dword(0x102c), 0, "no second of its type before the log was read");
+    nvme.head += 1;
+    nvme.write(0x1004, nvme.head.into());
+    assert_eq!(nvme.admin(0x02, 0, 0x000f_0001, 0), 0, "the error log");
+    assert_eq!(
+        (nvme.dword(0x1030), nvme.dword(0x103c) & 0xffff),
+        (0x0001_0000, 0x99),
+        "of an Invalid Doorbell Register"
+    );
+}
+
+#[test]
 fn queue_that_cannot_be_read_is_fatal() {
     let mut nvme = Nvme::enabled();
     nvme.device.unmap(BASE, 0x10_0000).expect("unmapped");

@@ -193,3 +193,20 @@ impl ErrorEntry {
         }
     }
 }
+
+/// An asynchronous event (5.2.1, figures 145 to 150).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// Its type: 0 error, 1 SMART / health, 2 notice, 6 of the I/O command set, 7 vendor specific.
+    pub kind: u8,
+    /// What it is, within its type.
+    pub information: u8,
+    /// The log page that tells more; reading it lets the controller report the next event of this type.
+    pub log_page: u8,
+}
+
+impl Event {
+    pub(super) const fn decode(dword: u32) -> Self {
+        Self { kind: (dword & 0b111) as u8, information: (dword >> 8) as u8, log_page: (dword >> 16) as u8 }
+    }
+}

@@ -13,7 +13,7 @@ mod shared;
 mod task;
 
 pub use blocking::Range;
-pub use identify::{ControllerInfo, ErrorEntry, Namespace, Optional, Smart};
+pub use identify::{ControllerInfo, ErrorEntry, Event, Namespace, Optional, Smart};
 pub use queue::{Data, Done, IoQueue, QueueConfig, Wait};
 pub use task::{Job, Task, Work};
 
@@ -166,6 +166,15 @@ impl<I: Io + 'static> Controller<I> {
         let data = self.log_page("Get Log Page (errors)", log::ERROR, length)?;
         let entries = data.chunks_exact(ErrorEntry::SIZE).map(ErrorEntry::decode);
         Ok(entries.filter(|entry| entry.count != 0).collect())
+    }
+
+    /// What the controller has reported of its own accord since it was last asked, without waiting (5.2). Asked for the
+    /// first time, it is told to report. It reports no other event of that type before the event's log page has been read.
+    ///
+    /// # Errors
+    /// [`Error::Status`] if it takes no such requests.
+    pub fn next_event(&self) -> Result<Option<Event>> {
+        Ok(self.shared.next_event()?.map(Event::decode))
     }
 
     /// Up to a page of a log: NUMD, the dwords less one, is in two halves.

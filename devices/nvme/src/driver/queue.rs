@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::dma::{Buffer, Coherent, FromDevice, InFlight, ToDevice};
-use udrv::irq::{IrqReturn, Registration};
+use udrv::irq::{IrqReturn, Registration, Timer};
 use udrv::mmio::Window;
 use udrv_backend::{Error, IrqIndex, Result};
 
@@ -95,7 +95,9 @@ pub struct IoQueue<I: Io = Window<REGISTERS>> {
     config: QueueConfig,
     pub(super) max_transfer: usize,
     generation: u64,
-    irq: Option<Registration>,
+    irq: Option<Arc<Registration>>,
+    /// Made with the first future: raises the vector when a command takes too long.
+    alarm: Option<Timer>,
     pub(super) read_bounce: Option<Buffer<FromDevice>>,
     pub(super) write_bounce: Option<Buffer<ToDevice>>,
 }
@@ -108,7 +110,10 @@ impl<I: Io> IoQueue<I> {
         let irq = match config.wait {
             Wait::Polled => None,
             // What has come is in memory: the handler has only to be run, for whoever waits to look there.
-            _ => Some(shared.irqs.register(&shared.device, IrqIndex::MSIX, id.into(), |_| IrqReturn::Handled)?),
+            _ => {
+                let handler = |_| IrqReturn::Handled;
+                Some(Arc::new(shared.irqs.register(&shared.device, IrqIndex::MSIX, id.into(), handler)?))
+            }
         };
         let mut queue = Self {
             lists: shared.pool.alloc_coherent(usize::from(depth) * PAGE as usize)?,
@@ -121,6 +126,7 @@ impl<I: Io> IoQueue<I> {
             max_transfer,
             generation: shared.generation(),
             irq,
+            alarm: None,
             read_bounce: None,
             write_bounce: None,
         };
@@ -365,7 +371,54 @@ impl<I: Io> IoQueue<I> {
                 return Ok(ended);
             }
         }
-        self.recover(&mut take)
+        // Its interrupt may have been lost, and it not.
+        match self.poll(&mut take)? {
+            0 => self.recover(&mut take),
+            ended => Ok(ended),
+        }
+    }
+
+    /// As [`IoQueue::wait`], for a task: by its vector, whatever [`QueueConfig::wait`] says of looking at memory first. Only
+    /// when a command does not end in time does it block, as long as its abort or the reset takes.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] for a polled queue; as [`IoQueue::wait`].
+    pub async fn completed(&mut self, mut take: impl FnMut(Done)) -> Result<usize> {
+        self.ring()?;
+        if self.outstanding() == 0 {
+            return Ok(0);
+        }
+        let irq = self.alarmed()?;
+        let deadline = Deadline::after(self.config.timeout);
+        loop {
+            // Made before the look, so that what comes after it is not missed.
+            let next = irq.next_delivery();
+            let ended = self.poll(&mut take)?;
+            if ended > 0 {
+                self.alarm.as_ref().map_or(Ok(()), Timer::cancel)?;
+                return Ok(ended);
+            }
+            if deadline.remaining().is_none() {
+                return self.recover(&mut take);
+            }
+            next.await?;
+        }
+    }
+
+    /// The vector, which will be raised when the queue's timeout is over.
+    fn alarmed(&mut self) -> Result<Arc<Registration>> {
+        let Some(irq) = self.irq.clone() else {
+            return Err(Error::NotSupported {
+                what: "a future",
+                by: format!("I/O queue {}, which is polled", self.id),
+            });
+        };
+        if self.alarm.is_none() {
+            let raiser = irq.raiser();
+            self.alarm = Some(self.shared.irqs.timer(move |_| raiser.raise())?);
+        }
+        self.alarm.as_ref().map_or(Ok(()), |alarm| alarm.arm(self.config.timeout))?;
+        Ok(irq)
     }
 
     /// Whether one came in time, or a reset has ended all.

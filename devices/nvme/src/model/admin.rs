@@ -9,7 +9,7 @@ pub(super) const ERROR_ENTRIES: usize = 16;
 /// MDTS: 2⁷ pages, 512 KiB.
 const MAX_TRANSFER_POWER: u8 = 7;
 /// Asynchronous Event Requests that wait at a time, less one (AERL).
-const LAST_EVENT: u8 = 3;
+pub(super) const LAST_EVENT: u8 = 3;
 
 /// How a command ended, with its Dword 0.
 type Ended = Result<u32, Outcome>;
@@ -27,7 +27,10 @@ impl NvmeModel {
             admin::SET_FEATURES => self.set_feature(command),
             admin::GET_FEATURES => self.feature(command),
             admin::ABORT => Ok(self.abort(command, bus)),
-            admin::ASYNCHRONOUS_EVENT_REQUEST => return None,
+            admin::ASYNCHRONOUS_EVENT_REQUEST => match self.events.request(command.id()) {
+                Ok(()) => return None,
+                Err(outcome) => Err(outcome),
+            },
             _ => Err(Outcome::INVALID_OPCODE),
         };
         Some(match ended {
@@ -90,7 +93,7 @@ impl NvmeModel {
         put(page, 768, b"nqn.2014-08.org.nvmexpress:uuid:6f1d1d1d-0000-4000-8000-756472760001");
     }
 
-    fn log_page(&self, command: &Command, bus: &Bus<'_>) -> Ended {
+    fn log_page(&mut self, command: &Command, bus: &Bus<'_>) -> Ended {
         let length = 4 * (u64::from(command.0[10] >> 16) | u64::from(command.0[11] & 0xffff) << 16) + 4;
         let offset = u64::from(command.0[12]) | u64::from(command.0[13]) << 32;
         let page = match command.0[10] as u8 {
@@ -108,7 +111,12 @@ impl NvmeModel {
         let mut answer = vec![0; length as usize];
         let known = part.len().min(answer.len());
         put(&mut answer, 0, part.get(..known).unwrap_or_default());
-        prp::send(command.prps(), &answer, bus).map(|()| 0)
+        prp::send(command.prps(), &answer, bus)?;
+        // Retain Asynchronous Event.
+        if command.0[10] & 1 << 15 == 0 {
+            self.events.read(command.0[10] as u8);
+        }
+        Ok(0)
     }
 
     /// Figure 193.

@@ -81,16 +81,27 @@ impl Queues {
         self.completion.remove(&id).map(drop).ok_or(Outcome::INVALID_QUEUE_IDENTIFIER)
     }
 
-    pub(super) fn set_tail(&mut self, id: u16, value: u32) {
-        if let Some(queue) = self.submission.get_mut(&id).filter(|queue| value < queue.entries) {
+    /// The queue's entries, if there is one; a value beyond them changes nothing.
+    pub(super) fn set_tail(&mut self, id: u16, value: u32) -> Option<u32> {
+        let queue = self.submission.get_mut(&id)?;
+        if value < queue.entries {
             queue.tail = value;
         }
+        Some(queue.entries)
     }
 
-    pub(super) fn set_head(&mut self, id: u16, value: u32) {
-        if let Some(queue) = self.completion.get_mut(&id).filter(|queue| value < queue.entries) {
+    /// As [`Queues::set_tail`].
+    pub(super) fn set_head(&mut self, id: u16, value: u32) -> Option<u32> {
+        let queue = self.completion.get_mut(&id)?;
+        if value < queue.entries {
             queue.head = value;
         }
+        Some(queue.entries)
+    }
+
+    /// Whether a completion queue is there and not full.
+    pub(super) fn has_room(&self, id: u16) -> bool {
+        self.completion.get(&id).is_some_and(|queue| !queue.is_full())
     }
 
     /// The next command of the first queue that has one and room for its completion. `None` for the command if it cannot

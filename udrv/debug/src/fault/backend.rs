@@ -27,6 +27,8 @@ struct Shared {
     mappings: AtomicU64,
     gone: AtomicBool,
     memory: Mutex<Watch>,
+    /// How often registers were written whose writes are lost.
+    writes: Mutex<BTreeMap<(u32, u64), u64>>,
     /// What registers that never become ready read as.
     frozen: Mutex<BTreeMap<(u32, u64), u64>>,
 }
@@ -48,6 +50,7 @@ impl<B: Backend> Faulty<B> {
             mappings: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             memory: Mutex::default(),
+            writes: Mutex::default(),
             frozen: Mutex::default(),
         });
         let judge = Arc::clone(&shared);
@@ -141,6 +144,20 @@ impl Shared {
         }
     }
 
+    /// Counts a write, and says whether it is lost.
+    fn loses(&self, region: RegionIndex, offset: u64) -> bool {
+        let mut lost = self.plan.faults.iter().filter_map(|fault| match fault {
+            Fault::LostWrite { region: of, offset: at, writes } if (*of, *at) == (region.0, offset) => Some(writes),
+            _ => None,
+        });
+        let Some(first) = lost.next() else { return false };
+        let mut writes = lock(&self.writes);
+        let count = writes.entry((region.0, offset)).or_default();
+        let number = *count;
+        *count += 1;
+        first.contains(number) || lost.any(|writes| writes.contains(number))
+    }
+
     fn interrupt(&self) -> Fate {
         self.spoil_memory();
         if self.gone.load(Ordering::Acquire) {
@@ -204,7 +221,9 @@ impl<B: Backend> Backend for Faulty<B> {
         if self.shared.has_dma_faults() {
             lock(&self.shared.memory).settle();
         }
-        self.inner.write(region, offset, width, value)?;
+        if !self.shared.loses(region, offset) {
+            self.inner.write(region, offset, width, value)?;
+        }
         self.after(number);
         Ok(())
     }
