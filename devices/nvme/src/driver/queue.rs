@@ -173,6 +173,12 @@ impl<I: Io> IoQueue<I> {
         self.id
     }
 
+    /// Most commands that may be outstanding.
+    #[must_use]
+    pub const fn depth(&self) -> u16 {
+        self.config.depth
+    }
+
     /// Commands that are outstanding, those not yet rung for included.
     #[must_use]
     pub fn outstanding(&self) -> usize {

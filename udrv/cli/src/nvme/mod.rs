@@ -1,5 +1,6 @@
 //! `udrv run nvme`.
 
+mod bench;
 mod copy;
 mod export;
 
@@ -82,6 +83,8 @@ enum Work {
         #[arg(long, value_name = "FILE")]
         output: PathBuf,
     },
+    /// Measure transfers a second.
+    Bench(bench::BenchArgs),
     /// Write a file to blocks, and flush.
     Write {
         #[command(flatten)]
@@ -119,7 +122,9 @@ impl Plan {
                 let ExportArgs { namespace, connections, read_only, .. } = args;
                 Ok(Self::Export(export::Export { socket: socket.into(), namespace, connections, read_only }))
             }
-            _ => bail!("one thing is to be done: identify, smart, read, write, or --export; see udrv run nvme --help"),
+            _ => bail!(
+                "one thing is to be done: identify, smart, read, write, bench, or --export; see udrv run nvme --help"
+            ),
         }
     }
 }
@@ -137,6 +142,7 @@ pub fn run(args: NvmeArgs, stop: &Stop) -> Result<()> {
     };
     let config = QueueConfig { depth: DEPTH, wait, timeout: Duration::from_secs(args.timeout) };
     let (is_export, queues) = match &plan {
+        Plan::Work(Work::Bench(bench)) => (false, bench.queues),
         Plan::Work(_) => (false, 1),
         Plan::Export(export) => (true, export.connections),
     };
@@ -165,6 +171,7 @@ fn perform(controller: &mut Controller, context: &Context, config: QueueConfig, 
     match work {
         Work::Identify => identify(controller),
         Work::Smart => smart(controller),
+        Work::Bench(bench) => bench.run(controller, context, config),
         Work::Read { place, blocks, output } => {
             let file = File::create(&output).map_err(|error| os("making", &output, error))?;
             let mut copy = Copy::new(controller, context, config, place)?;
