@@ -120,7 +120,7 @@ offset = 0x1010
 writes = { from = 30, count = 2 }
 PLAN
 "$stub" bind "$nvme"
-export_it --timeout 2 --faults plan.toml
+export_it --timeout 2 --faults plan.toml --connections 2
 attach 2
 mount /dev/nbd0 mnt
 sums mnt | cmp - again.sums || fail "other files than the kernel wrote, with commands that do not end"

@@ -33,6 +33,8 @@ pub mod admin {
     pub const GET_FEATURES: u8 = 0x0a;
     /// Asynchronous Event Request (5.2).
     pub const ASYNCHRONOUS_EVENT_REQUEST: u8 = 0x0c;
+    /// Doorbell Buffer Config (5.7).
+    pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
 }
 
 /// NVM command opcodes (6, figure 346).

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs a boot uses, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
@@ -18,6 +18,7 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("usbip", "usbip"),
     ("nbd-client", "nbd-client"),
     ("fio", "fio"),
+    ("strace", "strace"),
 ];
 
 /// NBD clients that the tests of `udrv run nvme --export` take, machine or not.

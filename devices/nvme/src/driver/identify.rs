@@ -39,6 +39,8 @@ pub struct ControllerInfo {
     pub namespaces: u32,
     /// ELPE: entries of the error log.
     pub error_entries: u32,
+    /// OACS bit 8: Doorbell Buffer Config.
+    pub has_shadow_doorbells: bool,
     /// ONCS.
     pub optional: Optional,
     /// VWC bit 0: there is a volatile write cache, so that what is not flushed may be lost.
@@ -72,6 +74,7 @@ impl ControllerInfo {
             max_transfer,
             namespaces: fields.number::<4>(516) as u32,
             error_entries: fields.number::<1>(262) as u32 + 1,
+            has_shadow_doorbells: fields.number::<2>(256) & 1 << 8 != 0,
             optional: Optional::from_bits_retain(fields.number::<2>(520) as u16),
             has_write_cache: fields.number::<1>(525) & 1 != 0,
         }

@@ -9,6 +9,7 @@ mod identify;
 mod prp;
 mod queue;
 mod ring;
+mod shadow;
 mod shared;
 mod task;
 
@@ -76,6 +77,9 @@ impl<I: Io + 'static> Controller<I> {
         let identify = Command::new(admin::IDENTIFY, 0).cdw10(cns::CONTROLLER);
         let data = shared.execute_in("Identify (controller)", identify, PAGE as usize)?;
         let info = ControllerInfo::decode(&data, PAGE);
+        if info.has_shadow_doorbells {
+            shared.use_shadow_doorbells()?;
+        }
         let queues = shared.number_of_queues(queues)?;
         Ok(Self { shared, info, queues, made: 0 })
     }

@@ -2,11 +2,12 @@
 //! aborted, and the controller is reset.
 
 use super::ring::Ring;
+use super::shadow::Shadow;
 use crate::command::{Command, Completion, Outcome, PAGE, admin, feature};
 use crate::registers::{ACQ, AQA, ASQ, CC, CSTS, Capabilities, Configuration, Status};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::dma::{FromDevice, Pool};
@@ -30,6 +31,8 @@ pub(super) struct Shared<I: Io> {
     pub(super) pool: Pool,
     pub(super) capabilities: Capabilities,
     admin: Mutex<Admin<I>>,
+    /// Doorbells in memory, once the controller has been told of them.
+    pub(super) shadow: OnceLock<Arc<Shadow>>,
     /// How often the controller has been reset: a queue made before the last time exists no more.
     generation: AtomicU64,
 }
@@ -81,7 +84,8 @@ impl<I: Io> Shared<I> {
         let admin = Admin { ring, next: 0, given_up: 0, listens: false, events: VecDeque::new(), queues: 1 };
         let admin = Mutex::new(admin);
         let device = Arc::clone(device);
-        Ok(Self { device, io, irqs, pool, capabilities, admin, generation: AtomicU64::new(0) })
+        let (shadow, generation) = (OnceLock::new(), AtomicU64::new(0));
+        Ok(Self { device, io, irqs, pool, capabilities, admin, shadow, generation })
     }
 
     fn admin(&self) -> MutexGuard<'_, Admin<I>> {
@@ -222,7 +226,26 @@ impl<I: Io> Shared<I> {
         admin.ring.clear()?;
         (admin.given_up, admin.listens) = (0, false);
         enable(&*self.io, self.capabilities, &admin.ring)?;
+        if let Some(shadow) = self.shadow.get() {
+            self.configure_doorbells(&mut admin, shadow)?;
+        }
         self.allocate_queues(&mut admin).map(drop)
+    }
+
+    /// I/O queues that are made from now on have their doorbells in memory.
+    pub(super) fn use_shadow_doorbells(&self) -> Result<()> {
+        let shadow = Shadow::new(&self.pool)?;
+        self.configure_doorbells(&mut self.admin(), &shadow)?;
+        self.shadow.get_or_init(|| Arc::new(shadow));
+        Ok(())
+    }
+
+    /// Doorbell Buffer Config (5.7), which a reset undoes.
+    fn configure_doorbells(&self, admin: &mut Admin<I>, shadow: &Shadow) -> Result<()> {
+        let name = "Doorbell Buffer Config";
+        let command = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0).data(shadow.addresses());
+        let completion = self.complete_by(admin, name, command)?;
+        self.succeeded(name, completion).map(drop)
     }
 
     /// Number of Queues (5.21.1.7): how many of `wanted` I/O queue pairs the controller gives, now and after each reset.

@@ -27,6 +27,7 @@ impl NvmeModel {
             admin::SET_FEATURES => self.set_feature(command),
             admin::GET_FEATURES => self.feature(command),
             admin::ABORT => Ok(self.abort(command, bus)),
+            admin::DOORBELL_BUFFER_CONFIG => self.configure_doorbells(command),
             admin::ASYNCHRONOUS_EVENT_REQUEST => match self.events.request(command.id()) {
                 Ok(()) => return None,
                 Err(outcome) => Err(outcome),
@@ -78,6 +79,8 @@ impl NvmeModel {
         put(page, 80, &(REVISION_1_4 as u32).to_le_bytes());
         // CNTRLTYPE: an I/O controller.
         put(page, 111, &[1]);
+        // OACS: Doorbell Buffer Config.
+        put(page, 256, &(1u16 << 8).to_le_bytes());
         // ACL, AERL; FRMW: one slot that is read only; ELPE.
         put(page, 258, &[3, LAST_EVENT, 0b0011, 0, ERROR_ENTRIES as u8 - 1]);
         // WCTEMP and CCTEMP, kelvin.
@@ -191,6 +194,16 @@ impl NvmeModel {
             return Err(Outcome::INVALID_QUEUE_IDENTIFIER);
         }
         self.queues.remove_completion(id).map(|()| 0)
+    }
+
+    /// Both buffers are a page.
+    fn configure_doorbells(&mut self, command: &Command) -> Ended {
+        let [doorbells, events] = command.prps();
+        if doorbells == 0 || events == 0 || !doorbells.is_multiple_of(PAGE) || !events.is_multiple_of(PAGE) {
+            return Err(Outcome::INVALID_FIELD);
+        }
+        self.queues.shadow = Some((doorbells, events));
+        Ok(0)
     }
 
     fn set_feature(&mut self, command: &Command) -> Ended {

@@ -181,6 +181,7 @@ impl NvmeModel {
             Some(entries) if value >= entries => self.events.add(events::INVALID_DOORBELL_VALUE),
             Some(_) => {}
         }
+        self.queues.look(queue, bus);
         self.work(bus);
         if self.status == Status::READY {
             self.report(bus);
