@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod broken;
+pub mod flushed;
 pub mod nvme;
 pub mod vectors;

@@ -60,7 +60,7 @@ const STEPS: [Step; 7] = [
         next: "cargo test -p PACKAGE NAME, as told above for each that failed",
         boots: false,
         run: |_| {
-            vm::need_debugger();
+            vm::install_test_programs();
             run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])
         },
     },

@@ -17,7 +17,8 @@ mod verdict;
 mod vfio_user;
 mod watch;
 
-pub(crate) use kernel::need_debugger;
+pub(crate) use apt::output_of;
+pub(crate) use kernel::install_test_programs;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};
@@ -79,6 +80,26 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
         Some(0) => Ok(()),
         Some(status) => std::process::exit(status),
         None if args.shell => Ok(()), // left by Ctrl-A x
+        None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
+    }
+}
+
+/// Runs one command in the virtual machine, for what it says; that is shown too.
+pub(crate) fn capture(command: &[String], limit: Duration) -> Result<String> {
+    build_binaries()?;
+    let repo = repo_root();
+    let kernel =
+        kernel::prepare(&machine::target_dir(&repo)?.join("vm")).context("the virtual machine cannot run here")?;
+    let job = Job::new(&repo, &kernel, &command_script(command))?;
+    let mut said = Vec::new();
+    let end = job.boot(Console::Output(limit), |output| {
+        said.extend_from_slice(output);
+        let mut stdout = std::io::stdout();
+        stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
+    })?;
+    match end.status {
+        Some(0) => Ok(String::from_utf8_lossy(&said).into_owned()),
+        Some(status) => bail!("{command:?} ended with {status} in the virtual machine"),
         None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
     }
 }

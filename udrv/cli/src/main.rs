@@ -5,6 +5,7 @@ mod capability;
 mod debug;
 mod faults;
 mod info;
+mod nbd;
 mod nvme;
 mod outside;
 mod progress;
@@ -25,7 +26,7 @@ use std::process::ExitCode;
 unix:PATH            the stub, or any other vfio-user server\n  model:edu, model:nvme software, in this process\n  \
 replay:FILE          what udrv run --record has recorded\n\n\
 Examples:\n  udrv run edu --device model:edu\n  udrv run edu --device unix:/run/udrv/edu.sock --irq signal\n  \
-udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
+udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv run nvme --device pci:0000:04:00.0 --export nbd:/run/udrv/disk.sock\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -71,7 +71,9 @@ const MACHINE: &[&str] = &[
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 intel_iommu=on panic=-1 oops=panic 8250.nr_uarts=8 no_timer_check";
 
 /// The image behind the NVMe device, and that behind the USB disk, which the guest sees too (`usb.img` in the run folder).
-const DISK_BYTES: u64 = 64 << 20;
+/// Neither takes room before it is written to.
+const NVME_BYTES: u64 = 256 << 20;
+const USB_BYTES: u64 = 64 << 20;
 
 /// Whom the guest's serial ports serve.
 #[derive(Clone, Copy)]
@@ -137,8 +139,8 @@ impl<'a> Job<'a> {
         let initramfs = self.folder.file("initramfs");
         let (disk, usb_disk) = (self.folder.file("nvme.img"), self.folder.file("usb.img"));
         initramfs::build(self.kernel, &MODULES, include_str!("init.sh"), &initramfs)?;
-        for image in [&disk, &usb_disk] {
-            let created = fs::File::create(image).and_then(|file| file.set_len(DISK_BYTES));
+        for (image, bytes) in [(&disk, NVME_BYTES), (&usb_disk, USB_BYTES)] {
+            let created = fs::File::create(image).and_then(|file| file.set_len(bytes));
             created.with_context(|| format!("cannot create {}", image.display()))?;
         }
         let mut qemu = self.qemu(console, &initramfs, &disk, &usb_disk)?;

@@ -1,5 +1,7 @@
 //! `cargo xtask bench NAME`: measures beside their peers, as a table, `target/bench/NAME.json` and `NAME.svg`.
 
+mod nvme;
+
 use anyhow::Result;
 
 #[derive(clap::Args)]
@@ -15,11 +17,14 @@ pub struct BenchArgs {
 enum Bench {
     /// The interrupt gate: sections, latencies, many sources.
     Irq,
+    /// NVMe: transfers a second, beside the kernel's driver, in the virtual machine.
+    Nvme,
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     let target = match args.name {
         Bench::Irq => "irq",
+        Bench::Nvme => return nvme::run(args.part.as_deref()),
     };
     let mut cargo = vec!["bench", "--locked", "-p", "udrv-tests", "--bench", target];
     if let Some(part) = &args.part {
