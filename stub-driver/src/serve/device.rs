@@ -18,6 +18,8 @@ pub enum DeviceAddress {
     ModelEdu,
     /// The software model of an NVMe controller.
     ModelNvme,
+    /// The software model of a 16550 serial port, with a loopback plug.
+    ModelUart16550,
 }
 
 impl FromStr for DeviceAddress {
@@ -28,9 +30,12 @@ impl FromStr for DeviceAddress {
             Some(("pci", bdf)) => bdf.parse().map(Self::Pci).map_err(|error: Error| error.to_string()),
             Some(("model", "edu")) => Ok(Self::ModelEdu),
             Some(("model", "nvme")) => Ok(Self::ModelNvme),
-            Some(("model", name)) => Err(format!("no model is called `{name}`: expected model:edu or model:nvme")),
+            Some(("model", "uart16550")) => Ok(Self::ModelUart16550),
+            Some(("model", name)) => {
+                Err(format!("no model is called `{name}`: expected model:edu, model:nvme or model:uart16550"))
+            }
             _ => Err(format!(
-                "`{text}` is nothing to serve: expected pci:BDF such as pci:0000:03:00.0, model:edu or model:nvme"
+                "`{text}` is nothing to serve: expected pci:BDF such as pci:0000:03:00.0, model:edu, model:nvme or model:uart16550"
             )),
         }
     }
@@ -42,6 +47,7 @@ impl fmt::Display for DeviceAddress {
             Self::Pci(bdf) => write!(f, "pci:{bdf}"),
             Self::ModelEdu => f.write_str("model:edu"),
             Self::ModelNvme => f.write_str("model:nvme"),
+            Self::ModelUart16550 => f.write_str("model:uart16550"),
         }
     }
 }
@@ -53,6 +59,7 @@ impl DeviceAddress {
             Self::Pci(bdf) => bdf.to_string(),
             Self::ModelEdu => "edu".into(),
             Self::ModelNvme => "nvme".into(),
+            Self::ModelUart16550 => "uart16550".into(),
         }
     }
 }
@@ -88,6 +95,7 @@ pub(super) fn export(planned: &Planned) -> Result<Export> {
     let export = match planned.address {
         DeviceAddress::ModelEdu => Export::shared(&name, Arc::new(udrv_edu::model::edu())),
         DeviceAddress::ModelNvme => Export::shared(&name, Arc::new(udrv_nvme::model::nvme()?)),
+        DeviceAddress::ModelUart16550 => Export::shared(&name, Arc::new(udrv_uart16550::model::uart16550())),
         DeviceAddress::Pci(bdf) if planned.per_lease => {
             Export::opened_by(&name, &planned.address.to_string(), move || {
                 let taken = Taken::take(bdf)?;
@@ -156,7 +164,7 @@ pub(super) fn describe(address: DeviceAddress, device: &dyn Backend) -> Result<S
         (Some(_), DeviceAddress::Pci(bdf)) => {
             format!("reset between drivers ({})", Sysfs::default().device(bdf)?.reset_methods.join(", "))
         }
-        (Some(_), DeviceAddress::ModelEdu | DeviceAddress::ModelNvme) => "reset between drivers".into(),
+        (Some(_), _) => "reset between drivers".into(),
     });
     Ok(parts.join(", "))
 }

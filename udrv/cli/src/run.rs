@@ -30,6 +30,9 @@ enum DriverArgs {
     UsbKeyboard(crate::usb::keyboard::KeyboardArgs),
     /// NVMe: identify, health, blocks read to a file and written from one.
     Nvme(crate::nvme::NvmeArgs),
+    /// 16550 serial port: a pseudo-terminal that other programs open.
+    #[command(name = "uart16550")]
+    Uart(crate::uart::UartArgs),
 }
 
 #[derive(Args)]
@@ -91,6 +94,11 @@ pub fn run(args: RunArgs) -> Result<()> {
             let stop = Stop::default();
             crate::stop::on_signal(stop.clone())?;
             crate::nvme::run(args, &stop)
+        }
+        DriverArgs::Uart(args) => {
+            let stop = Stop::default();
+            crate::stop::on_signal(stop.clone())?;
+            crate::uart::run(&args, &stop)
         }
         // These give their device back on a signal, each in its own way.
         DriverArgs::UsbKeyboard(args) => crate::usb::keyboard::run(&args),
