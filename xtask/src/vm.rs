@@ -90,7 +90,7 @@ pub(crate) fn capture(command: &[String], limit: Duration) -> Result<String> {
     let repo = repo_root();
     let kernel =
         kernel::prepare(&machine::target_dir(&repo)?.join("vm")).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, &command_script(command))?;
+    let job = Job::new(&repo, &kernel, "", &command_script(command))?;
     let mut said = Vec::new();
     let end = job.boot(Console::Output(limit), |output| {
         said.extend_from_slice(output);

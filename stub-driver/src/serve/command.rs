@@ -20,7 +20,7 @@ pub(crate) const SOCKET_DIR: &str = "/run/udrv";
 /// `stub-driver serve`
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// What to serve: pci:0000:03:00.0, usb:BUS-PORT or usb:VID:PID[:SERIAL], model:edu or model:nvme.
+    /// What to serve: pci:0000:03:00.0, usb:BUS-PORT or usb:VID:PID[:SERIAL], model:edu, model:nvme or model:uart16550.
     #[arg(value_name = "DEVICE", required_unless_present = "config")]
     pub(super) devices: Vec<DeviceAddress>,
     /// Where the sockets are made [default: the file's, or /run/udrv].

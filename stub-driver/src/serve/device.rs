@@ -21,6 +21,8 @@ pub enum DeviceAddress {
     ModelNvme,
     /// A USB device, through the kernel's usbfs.
     Usb(UsbAddress),
+    /// The software model of a 16550 serial port, with a loopback plug.
+    ModelUart16550,
 }
 
 impl FromStr for DeviceAddress {
@@ -32,10 +34,13 @@ impl FromStr for DeviceAddress {
             Some(("usb", _)) => text.parse().map(Self::Usb).map_err(|error: Error| error.to_string()),
             Some(("model", "edu")) => Ok(Self::ModelEdu),
             Some(("model", "nvme")) => Ok(Self::ModelNvme),
-            Some(("model", name)) => Err(format!("no model is called `{name}`: expected model:edu or model:nvme")),
+            Some(("model", "uart16550")) => Ok(Self::ModelUart16550),
+            Some(("model", name)) => {
+                Err(format!("no model is called `{name}`: expected model:edu, model:nvme or model:uart16550"))
+            }
             _ => Err(format!(
                 "`{text}` is nothing to serve: expected pci:BDF such as pci:0000:03:00.0, usb:BUS-PORT, \
-                 usb:VID:PID[:SERIAL], model:edu or model:nvme"
+                 usb:VID:PID[:SERIAL], model:edu, model:nvme or model:uart16550"
             )),
         }
     }
@@ -48,6 +53,7 @@ impl fmt::Display for DeviceAddress {
             Self::ModelEdu => f.write_str("model:edu"),
             Self::ModelNvme => f.write_str("model:nvme"),
             Self::Usb(address) => address.fmt(f),
+            Self::ModelUart16550 => f.write_str("model:uart16550"),
         }
     }
 }
@@ -61,6 +67,7 @@ impl DeviceAddress {
             Self::ModelNvme => "nvme".into(),
             // A serial number may have any character.
             Self::Usb(address) => address.to_string().replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-"),
+            Self::ModelUart16550 => "uart16550".into(),
         }
     }
 }
@@ -97,6 +104,7 @@ pub(super) fn export(planned: &Planned) -> Result<Export> {
         DeviceAddress::Usb(address) => Export::of_usb(&name, address.clone()),
         DeviceAddress::ModelEdu => Export::shared(&name, Arc::new(udrv_edu::model::edu())),
         DeviceAddress::ModelNvme => Export::shared(&name, Arc::new(udrv_nvme::model::nvme()?)),
+        DeviceAddress::ModelUart16550 => Export::shared(&name, Arc::new(udrv_uart16550::model::uart16550())),
         &DeviceAddress::Pci(bdf) if planned.per_lease => {
             Export::opened_by(&name, &planned.address.to_string(), move || {
                 let taken = Taken::take(bdf)?;
@@ -175,9 +183,7 @@ pub(super) fn describe(address: &DeviceAddress, device: &dyn Backend) -> Result<
         (Some(_), DeviceAddress::Pci(bdf)) => {
             format!("reset between drivers ({})", Sysfs::default().device(*bdf)?.reset_methods.join(", "))
         }
-        (Some(_), DeviceAddress::ModelEdu | DeviceAddress::ModelNvme | DeviceAddress::Usb(_)) => {
-            "reset between drivers".into()
-        }
+        (Some(_), _) => "reset between drivers".into(),
     });
     Ok(parts.join(", "))
 }

@@ -12,6 +12,7 @@ mod progress;
 mod run;
 mod stop;
 mod trace;
+mod uart;
 mod usb;
 
 use clap::{Parser, Subcommand};
@@ -23,10 +24,10 @@ use std::process::ExitCode;
     version,
     about = "Run native drivers as ordinary processes",
     after_help = "Device addresses:\n  pci:0000:03:00.0     kernel VFIO, in this process (bind it first: stub-driver bind)\n  \
-unix:PATH            the stub, or any other vfio-user server\n  model:edu, model:nvme software, in this process\n  \
+unix:PATH            the stub, or any other vfio-user server\n  model:NAME           edu, nvme or uart16550: software, in this process\n  \
 replay:FILE          what udrv run --record has recorded\n\n\
 Examples:\n  udrv run edu --device model:edu\n  udrv run edu --device unix:/run/udrv/edu.sock --irq signal\n  \
-udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv run nvme --device pci:0000:04:00.0 --export nbd:/run/udrv/disk.sock\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
+udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv run nvme --device pci:0000:04:00.0 --export nbd:/run/udrv/disk.sock\n  udrv run uart16550 --device unix:/run/udrv/0000:00:08.0.sock --link /tmp/serial\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -32,6 +32,9 @@ enum DriverArgs {
     UsbSerial(crate::usb::serial::SerialArgs),
     /// NVMe: identify, health, blocks read to a file and written from one.
     Nvme(crate::nvme::NvmeArgs),
+    /// 16550 serial port: a pseudo-terminal that other programs open.
+    #[command(name = "uart16550")]
+    Uart(crate::uart::UartArgs),
 }
 
 #[derive(Args)]
@@ -93,6 +96,11 @@ pub fn run(args: RunArgs) -> Result<()> {
             let stop = Stop::default();
             crate::stop::on_signal(stop.clone())?;
             crate::nvme::run(args, &stop)
+        }
+        DriverArgs::Uart(args) => {
+            let stop = Stop::default();
+            crate::stop::on_signal(stop.clone())?;
+            crate::uart::run(&args, &stop)
         }
         // These give their device back on a signal, each in its own way.
         DriverArgs::UsbSerial(args) => crate::usb::conclude(crate::usb::serial::run(&args)),
