@@ -31,7 +31,7 @@ serial_ends() {
     wait "$DRIVER" || fail "exit status $?: $(cat /tmp/serial.log)"
     [ ! -L /run/serial ] || fail "the link is left"
 }
-talk() { python3 "$(dirname "$0")/serial.py" "$@" || fail "$*: $(cat /tmp/serial.log)"; }
+talk() { python3 "$(dirname "$0")/lib-serial.py" "$@" || fail "$*: $(cat /tmp/serial.log)"; }
 
 echo "# FTDI: bytes both ways, closed and opened again with another speed"
 serial --device "usb:$port" --record /tmp/serial.pcapng

@@ -1,4 +1,4 @@
-"""serial.py NEAR FAR SPEED LENGTH: sends a pattern both ways between two terminals at the same time, and compares.
+"""lib-serial.py NEAR FAR SPEED LENGTH: sends a pattern both ways between two terminals at the same time, and compares.
 
 With FAR as `-`, NEAR is one that sends back what it is sent."""
 import os
