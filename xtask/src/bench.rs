@@ -15,11 +15,14 @@ pub struct BenchArgs {
 enum Bench {
     /// The interrupt gate: sections, latencies, many sources.
     Irq,
+    /// USB transfers, in the virtual machine: beside libusb in C and the kernel's usb-storage.
+    Usb,
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     let target = match args.name {
         Bench::Irq => "irq",
+        Bench::Usb => return crate::vm::bench_usb(args.part.as_deref().unwrap_or_default()),
     };
     let mut cargo = vec!["bench", "--locked", "-p", "udrv-tests", "--bench", target];
     if let Some(part) = &args.part {

@@ -1,8 +1,9 @@
-//! `cargo xtask demo | test | vm`: everything a newcomer or CI runs.
+//! `cargo xtask demo | test | bench | fuzz | vm`: everything a newcomer or CI runs.
 
 mod bench;
 mod clock;
 mod demo;
+mod fuzz;
 mod stub;
 mod test;
 mod vm;
@@ -26,6 +27,8 @@ enum Task {
     Test(test::TestArgs),
     /// Measure, side by side with peers.
     Bench(bench::BenchArgs),
+    /// Let libFuzzer look for bytes that break a decoder.
+    Fuzz(fuzz::FuzzArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match outcome {

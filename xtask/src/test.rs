@@ -39,7 +39,7 @@ struct Step {
     run: fn(&Context) -> Result<Option<String>>,
 }
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     Step {
         name: "fmt",
         what: "the format of the code",
@@ -71,6 +71,13 @@ const STEPS: [Step; 6] = [
             doc.args(["doc", "--workspace", "--no-deps", "--locked"]).env("RUSTDOCFLAGS", "-D warnings");
             succeed(doc.stdin(Stdio::null())).map(|()| None)
         },
+    },
+    Step {
+        name: "fuzz",
+        what: "ten seconds of libFuzzer for each decoder of what strangers send",
+        next: "cargo xtask fuzz TARGET; what it has found is named above",
+        boots: false,
+        run: |_| crate::fuzz::run_all(10).map(|()| None),
     },
     Step {
         name: "vm",

@@ -7,6 +7,7 @@
 //! Beside it, another machine: `vm/vfio_user.rs` shows the stub's device to a stock kernel through a newer QEMU's vfio-user client.
 
 mod apt;
+mod bench_usb;
 mod initramfs;
 mod kernel;
 mod machine;
@@ -17,6 +18,7 @@ mod verdict;
 mod vfio_user;
 mod watch;
 
+pub(crate) use bench_usb::run as bench_usb;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};

@@ -3,7 +3,6 @@
 pub mod export;
 pub mod session;
 pub(crate) mod taken;
-pub mod usbip;
 
 use anyhow::Result;
 

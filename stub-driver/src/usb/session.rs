@@ -3,7 +3,6 @@
 //! The client's commands are read on its own thread; answers are written by another, since transfers end on the USB
 //! thread, which must not wait for a client that does not read. How much a client may have in flight is limited.
 
-use super::usbip::{self, Command, HEADER, ImportStatus, Operation, Submit};
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
@@ -12,6 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use udrv_backend::{Error, Result};
 use udrv_usb::descriptor::TransferType;
+use udrv_usb::usbip::{self, Command, HEADER, ImportStatus, Operation, Submit};
 use udrv_usb::{AnyUsb, Completion, EndpointAddress, Kind, Setup, Status, Transfer, TransferFlags, TransferId};
 
 /// How long a client may take to say what it wants.

@@ -15,7 +15,7 @@ mod transfer;
 pub use address::UsbAddress;
 pub use custody::{Before, Custody};
 pub use hotplug::{Hotplug, HotplugEvent};
-pub use list::{Listed, ListedInterface};
+pub use list::{Listed, ListedInterface, split as split_descriptors};
 
 use crate::reactor::{Reactor, Source};
 use crate::{Device, Error, Result};
