@@ -22,6 +22,9 @@ const COVERAGE: [&str; 5] = [
 /// Longest input, bytes: some messages with what follows them.
 const MAX_INPUT: usize = 4096;
 
+/// How much of its log is shown of a fuzzer that found something, lines.
+const SHOWN: usize = 40;
+
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  cargo xtask fuzz                          every target for a minute\n  \
 cargo xtask fuzz usbip --seconds 3600     one of them for an hour\n\n\
@@ -103,15 +106,26 @@ fn look(repo: &Path, work: &Path, program: &Path, target: &str, seconds: u32) ->
     let mut fuzzer = Command::new(program);
     fuzzer.arg(format!("-max_total_time={seconds}")).arg(format!("-max_len={MAX_INPUT}"));
     // An input that takes this long hangs; what takes as much memory was not bounded.
-    fuzzer.args(["-timeout=5", "-rss_limit_mb=512", "-print_final_stats=1", "-verbosity=0"]);
+    fuzzer.args(["-timeout=5", "-rss_limit_mb=512", "-print_final_stats=1", "-verbosity=1"]);
     fuzzer.arg(format!("-artifact_prefix={}/{target}-", findings.display()));
     // What is new goes to the first.
-    fuzzer.arg(&found).arg(repo.join("tests/fuzz/corpus").join(target)).stdin(Stdio::null());
-    succeed(&mut fuzzer).with_context(|| {
-        format!(
-            "the input is in {}; again: {} INPUT; mended: into tests/fuzz/corpus/{target}",
-            findings.display(),
-            program.display()
-        )
-    })
+    fuzzer.arg(&found).arg(repo.join("tests/fuzz/corpus").join(target));
+    let output = fuzzer.stdin(Stdio::null()).output().with_context(|| format!("cannot start {}", program.display()))?;
+    let log = String::from_utf8_lossy(&output.stderr);
+    if output.status.success() {
+        let figure = |name: &str| log.lines().find_map(|line| line.strip_prefix(name)).unwrap_or("?").trim().to_owned();
+        println!(
+            "  {} inputs, {} a second",
+            figure("stat::number_of_executed_units:"),
+            figure("stat::average_exec_per_sec:")
+        );
+        return Ok(());
+    }
+    let lines: Vec<&str> = log.lines().filter(|line| !line.starts_with(['#', '\t'])).collect();
+    println!("{}", lines.get(lines.len().saturating_sub(SHOWN)..).unwrap_or_default().join("\n"));
+    bail!(
+        "the input is in {}; again: {} INPUT; mended: put it into tests/fuzz/corpus/{target}",
+        findings.display(),
+        program.display()
+    )
 }

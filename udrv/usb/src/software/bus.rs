@@ -1,6 +1,7 @@
 //! [`Software`]: a model as a [`UsbBackend`].
 
 use super::standard::{self, Answer};
+use super::urb::Urb;
 use super::{Handshake, Identity, Model, Reply};
 use crate::backend::{UsbBackend, UsbInfo};
 use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
@@ -27,15 +28,6 @@ struct State<M> {
     alternates: BTreeMap<u8, u8>,
     claimed: BTreeSet<u8>,
     gone: bool,
-}
-
-/// A transfer in the bus's hands.
-struct Urb {
-    id: TransferId,
-    transfer: Transfer,
-    done: Done,
-    /// Bytes that have gone over the bus.
-    moved: usize,
 }
 
 type Ended = Vec<(Done, Completion)>;
@@ -190,38 +182,6 @@ const fn is_descriptor(setup: &Setup) -> bool {
 fn tell(ended: Ended) {
     for (done, completion) in ended {
         done(completion);
-    }
-}
-
-impl Urb {
-    /// Ends it with what has been moved so far.
-    fn end(self, status: Status) -> (Done, Completion) {
-        let moved = self.moved;
-        let into_host = self.transfer.is_in();
-        let mut data = self.transfer.data.clone();
-        let mut completion = Completion::without_data(status, self.transfer);
-        if into_host && completion.packets.is_empty() {
-            data.truncate(moved);
-        }
-        (completion.actual, completion.data) = (moved, data);
-        (self.done, completion)
-    }
-
-    /// Takes one packet of the device into the buffer; the status if that ends it.
-    fn take(&mut self, packet: &[u8], max_packet: usize) -> Option<Status> {
-        let room = self.transfer.data.get_mut(self.moved..).unwrap_or_default();
-        let fits = packet.len().min(room.len());
-        let (Some(to), Some(from)) = (room.get_mut(..fits), packet.get(..fits)) else { return Some(Status::Error) };
-        to.copy_from_slice(from);
-        self.moved += fits;
-        let full = self.moved == self.transfer.data.len();
-        if packet.len() > fits || packet.len() > max_packet {
-            Some(Status::Overflow)
-        } else if packet.len() < max_packet && !full && self.transfer.flags.contains(TransferFlags::SHORT_NOT_OK) {
-            Some(Status::Short)
-        } else {
-            (full || packet.len() < max_packet).then_some(Status::Completed)
-        }
     }
 }
 
