@@ -9,9 +9,9 @@ use stub_driver::{bind, doctor, list, serve, status, usb};
 #[command(
     name = "stub-driver",
     version,
-    about = "Takes PCI devices from the kernel and serves them to drivers over vfio-user",
+    about = "Takes PCI and USB devices from the kernel and serves them to unprivileged drivers",
     after_help = "Examples:\n  stub-driver list\n  stub-driver doctor 0000:03:00.0\n  stub-driver serve pci:0000:03:00.0 --owner alice\n  \
-stub-driver serve model:edu --socket-dir /tmp/udrv\n\nThen, as that user: udrv info unix:/run/udrv/0000:03:00.0.sock"
+stub-driver serve usb:1-2 --owner alice\n  stub-driver serve model:edu --socket-dir /tmp/udrv\n\nThen, as that user: udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
 struct Cli {
     #[command(subcommand)]

@@ -76,7 +76,7 @@ fn may_use(user: &str, used: &str) -> bool {
             below.contains(&used) || used == "devices/model" || is_device(used)
         }
         "udrv/cli" => used != "stub-driver" && used != "xtask",
-        "tests" => used != "xtask",
+        "tests" | "tests/fuzz" => used != "xtask",
         example if example.starts_with("examples") => used != "xtask",
         "xtask" => false,
         other => panic!("{other} has no layer: say in may_use what it may use"),

@@ -1,9 +1,10 @@
-//! `cargo xtask demo | test | stress | vm`: everything a newcomer or CI runs.
+//! `cargo xtask demo | test | bench | fuzz | stress | vm`: everything a newcomer or CI runs.
 
 mod bench;
 mod clock;
 mod demo;
 mod stress;
+mod fuzz;
 mod stub;
 mod test;
 mod vm;
@@ -29,6 +30,8 @@ enum Task {
     Bench(bench::BenchArgs),
     /// Stress the interrupt gate: sections at random against very many interrupts.
     Stress(stress::StressArgs),
+    /// Let libFuzzer look for bytes that break a decoder.
+    Fuzz(fuzz::FuzzArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Stress(args) => stress::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match outcome {

@@ -39,7 +39,7 @@ struct Step {
     run: fn(&Context) -> Result<Option<String>>,
 }
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     Step {
         name: "fmt",
         what: "the format of the code",
@@ -81,6 +81,13 @@ const STEPS: [Step; 7] = [
         next: "cargo xtask demo",
         boots: false,
         run: |_| crate::demo::run().map(|()| None),
+    },
+    Step {
+        name: "fuzz",
+        what: "ten seconds of libFuzzer for each decoder of what strangers send",
+        next: "cargo xtask fuzz TARGET; what it has found is named above",
+        boots: false,
+        run: |_| crate::fuzz::run_all(10).map(|()| None),
     },
     Step {
         name: "vm",

@@ -7,6 +7,7 @@
 //! Beside it, another machine: `vm/vfio_user.rs` shows the stub's device to a stock kernel through a newer QEMU's vfio-user client.
 
 mod apt;
+mod bench_usb;
 mod initramfs;
 mod kernel;
 mod machine;
@@ -19,6 +20,7 @@ mod watch;
 
 pub(crate) use apt::output_of;
 pub(crate) use kernel::install_test_programs;
+pub(crate) use bench_usb::run as bench_usb;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};

@@ -1,9 +1,9 @@
 //! USB devices: taken for unprivileged drivers on this machine (`stub-driver serve` passes them on), and exported to others.
 
 pub mod export;
+mod flights;
 pub mod session;
 pub(crate) mod taken;
-pub mod usbip;
 
 use anyhow::Result;
 

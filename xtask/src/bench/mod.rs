@@ -19,12 +19,15 @@ enum Bench {
     Irq,
     /// NVMe: transfers a second, beside the kernel's driver, in the virtual machine.
     Nvme,
+    /// USB transfers, in the virtual machine: beside libusb in C and the kernel's usb-storage.
+    Usb,
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     let target = match args.name {
         Bench::Irq => "irq",
         Bench::Nvme => return nvme::run(args.part.as_deref()),
+        Bench::Usb => return crate::vm::bench_usb(args.part.as_deref().unwrap_or_default()),
     };
     let mut cargo = vec!["bench", "--locked", "-p", "udrv-tests", "--bench", target];
     if let Some(part) = &args.part {

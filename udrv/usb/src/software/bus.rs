@@ -1,6 +1,7 @@
 //! [`Software`]: a model as a [`UsbBackend`].
 
 use super::standard::{self, Answer};
+use super::urb::Urb;
 use super::{Handshake, Identity, Model, Reply};
 use crate::backend::{UsbBackend, UsbInfo};
 use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
@@ -31,15 +32,6 @@ struct State<M> {
     ended: VecDeque<(Done, Completion)>,
     /// Some thread is telling; it tells what comes meanwhile, too, so that all are told in the order in which they ended.
     telling: bool,
-}
-
-/// A transfer in the bus's hands.
-struct Urb {
-    id: TransferId,
-    transfer: Transfer,
-    done: Done,
-    /// Bytes that have gone over the bus.
-    moved: usize,
 }
 
 type Ended = Vec<(Done, Completion)>;
@@ -213,38 +205,6 @@ impl<M: Model> Drop for AfterPanic<'_, M> {
     fn drop(&mut self) {
         if std::thread::panicking() {
             self.0.lock().telling = false;
-        }
-    }
-}
-
-impl Urb {
-    /// Ends it with what has been moved so far.
-    fn end(self, status: Status) -> (Done, Completion) {
-        let moved = self.moved;
-        let into_host = self.transfer.is_in();
-        let mut data = self.transfer.data.clone();
-        let mut completion = Completion::without_data(status, self.transfer);
-        if into_host && completion.packets.is_empty() {
-            data.truncate(moved);
-        }
-        (completion.actual, completion.data) = (moved, data);
-        (self.done, completion)
-    }
-
-    /// Takes one packet of the device into the buffer; the status if that ends it.
-    fn take(&mut self, packet: &[u8], max_packet: usize) -> Option<Status> {
-        let room = self.transfer.data.get_mut(self.moved..).unwrap_or_default();
-        let fits = packet.len().min(room.len());
-        let (Some(to), Some(from)) = (room.get_mut(..fits), packet.get(..fits)) else { return Some(Status::Error) };
-        to.copy_from_slice(from);
-        self.moved += fits;
-        let full = self.moved == self.transfer.data.len();
-        if packet.len() > fits || packet.len() > max_packet {
-            Some(Status::Overflow)
-        } else if packet.len() < max_packet && !full && self.transfer.flags.contains(TransferFlags::SHORT_NOT_OK) {
-            Some(Status::Short)
-        } else {
-            (full || packet.len() < max_packet).then_some(Status::Completed)
         }
     }
 }

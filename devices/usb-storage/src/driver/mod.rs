@@ -1,17 +1,16 @@
-//! The mass storage driver.
-//!
-//! A command is three transfers one after the other: command, data, status. (Submitting the next before the last has ended
-//! would save two turns, and is too much for some devices: QEMU's loses a status that is waited for before the data has
-//! ended.) What goes wrong is put right as BOT says: a halted endpoint is cleared and the status read again (figure 2),
-//! anything else is followed by reset recovery (5.3.4).
+//! The mass storage driver: what a disk is, and its blocks. How a command gets to it and what goes wrong on the way is in
+//! `transport.rs`.
+
+mod transport;
 
 use crate::protocol::{
-    CAPACITY_10_LENGTH, CAPACITY_16_LENGTH, CSW_LENGTH, Capacity, Command, CommandStatus, CommandWrapper, GET_MAX_LUN,
-    INQUIRY_LENGTH, INTERFACE_CLASS, Inquiry, RESET, SENSE_LENGTH, Sense, StatusWrapper,
+    CAPACITY_10_LENGTH, CAPACITY_16_LENGTH, Capacity, Command, GET_MAX_LUN, INQUIRY_LENGTH, INTERFACE_CLASS, Inquiry,
+    SENSE_LENGTH, Sense,
 };
 use std::time::Duration;
+use transport::{Data, Outcome};
 use udrv_usb::descriptor::TransferType;
-use udrv_usb::{Completion, Device, EndpointAddress, Error, Result, Setup, Status, Transfer};
+use udrv_usb::{Device, EndpointAddress, Error, Result, Status, Transfer};
 
 /// How long one command may take. Disks that spin up take tens of seconds; the kernel's driver gives them 30.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -24,20 +23,6 @@ const ATTEMPTS: usize = 5;
 
 /// Bytes a command moves at most: 1 MiB is where larger ones stop being faster.
 pub const MAX_TRANSFER: usize = 1 << 20;
-
-/// What a command moves.
-enum Data<'a> {
-    None,
-    /// Up to as many bytes, to the host.
-    In(usize),
-    Out(&'a [u8]),
-}
-
-/// How a command ended that the transport carried out.
-enum Outcome {
-    Good(Vec<u8>),
-    Failed,
-}
 
 /// A mass storage device, brought up. Its interface is given back when it is dropped.
 pub struct Storage {
@@ -229,120 +214,6 @@ impl Storage {
             Outcome::Good(bytes) => Sense::from_bytes(&bytes).ok_or_else(|| self.nonsense("REQUEST SENSE", &bytes)),
             Outcome::Failed => Err(self.nonsense("REQUEST SENSE", &[])),
         }
-    }
-
-    /// One command over the transport. Where the transport fails the device is put right, and the command tried once more
-    /// unless the device took too long already: reading and writing the same blocks again changes nothing.
-    fn attempt(&mut self, command: &Command, data: &Data<'_>, name: &str) -> Result<Outcome> {
-        match self.transport(command, data, name) {
-            Err(Error::Gone { device, why }) => Err(Error::Gone { device, why }),
-            Err(error @ Error::Timeout { .. }) => {
-                self.reset_recovery(name, &error)?;
-                Err(error)
-            }
-            Err(error) => {
-                self.reset_recovery(name, &error)?;
-                self.transport(command, data, name)
-            }
-            Ok(outcome) => Ok(outcome),
-        }
-    }
-
-    fn transport(&mut self, command: &Command, data: &Data<'_>, name: &str) -> Result<Outcome> {
-        self.tag = self.tag.wrapping_add(1);
-        let (length, into_host) = match data {
-            Data::None => (0, false),
-            Data::In(length) => (*length, true),
-            Data::Out(bytes) => (bytes.len(), false),
-        };
-        let wrapper = CommandWrapper {
-            tag: self.tag,
-            length: u32::try_from(length).unwrap_or(u32::MAX),
-            into_host,
-            lun: self.lun,
-            command: command.bytes,
-            command_length: command.length,
-        };
-        self.transfer(Transfer::bulk(self.bulk_out, wrapper.to_bytes().to_vec()))?.into_data(
-            self.device.address(),
-            name,
-            PATIENCE,
-        )?;
-        let moved = match data {
-            Data::None => Vec::new(),
-            Data::In(length) => {
-                let mut buffer = std::mem::take(&mut self.spare);
-                buffer.resize(*length, 0);
-                self.move_data(Transfer::bulk(self.bulk_in, buffer), name)?
-            }
-            Data::Out(bytes) => self.move_data(Transfer::bulk(self.bulk_out, bytes.to_vec()), name)?,
-        };
-        let status = self.read_status(name)?;
-        self.judge(&status, moved, into_host, length, name)
-    }
-
-    /// The data stage; a device that has none of it, or not all, may halt the endpoint (BOT, 6.7).
-    fn move_data(&self, transfer: Transfer, name: &str) -> Result<Vec<u8>> {
-        let endpoint = transfer.endpoint;
-        let completion = self.transfer(transfer)?;
-        if completion.status == Status::Stall {
-            self.device.backend().clear_halt(endpoint)?;
-            return Ok(completion.data);
-        }
-        completion.into_data(self.device.address(), name, PATIENCE)
-    }
-
-    /// The status, read a second time if the first try found the endpoint halted (BOT, figure 2).
-    fn read_status(&self, name: &str) -> Result<StatusWrapper> {
-        let transfer = Transfer::bulk(self.bulk_in, vec![0; CSW_LENGTH]);
-        let mut completion = self.transfer(transfer.clone())?;
-        if completion.status == Status::Stall {
-            self.device.backend().clear_halt(self.bulk_in)?;
-            completion = self.transfer(transfer)?;
-        }
-        let bytes = completion.into_data(self.device.address(), name, PATIENCE)?;
-        let status = StatusWrapper::from_bytes(&bytes).filter(|status| status.tag == self.tag);
-        status.ok_or_else(|| self.nonsense(&format!("{name} (its status)"), &bytes))
-    }
-
-    fn judge(
-        &self,
-        status: &StatusWrapper,
-        mut data: Vec<u8>,
-        into_host: bool,
-        length: usize,
-        name: &str,
-    ) -> Result<Outcome> {
-        match status.status {
-            CommandStatus::Passed if status.residue as usize <= length => {
-                if into_host {
-                    data.truncate(length - status.residue as usize);
-                } else if status.residue > 0 {
-                    return Err(self.nonsense(&format!("{name}: {} bytes not taken", status.residue), &[]));
-                }
-                Ok(Outcome::Good(data))
-            }
-            CommandStatus::Failed => Ok(Outcome::Failed),
-            CommandStatus::Passed | CommandStatus::PhaseError => {
-                Err(self.nonsense(&format!("{name}: status {status:?}"), &[]))
-            }
-        }
-    }
-
-    fn transfer(&self, transfer: Transfer) -> Result<Completion> {
-        self.device.transfer(transfer, PATIENCE)
-    }
-
-    fn class_request(&self, (request_type, request): (u8, u8)) -> Setup {
-        Setup { request_type, request, value: 0, index: u16::from(self.interface) }
-    }
-
-    /// BOT, 5.3.4: the class's reset, then both halts, in this order.
-    fn reset_recovery(&self, name: &str, error: &Error) -> Result<()> {
-        tracing::info!(command = name, %error, "reset recovery");
-        self.device.control_out(self.class_request(RESET), &[], CONTROL, "Bulk-Only Mass Storage Reset")?;
-        self.device.backend().clear_halt(self.bulk_in)?;
-        self.device.backend().clear_halt(self.bulk_out)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The messages of USB/IP, version 1.1.1 (Linux, Documentation/usb/usbip_protocol.rst). Everything is big-endian, but the
 //! setup packet, which is as on the bus. No I/O here; what comes from a peer gives an error, never a panic.
 
-use udrv_usb::{Packet, Speed, Status, UsbInfo};
+use crate::{Packet, Speed, Status, UsbInfo};
 
 /// `USBIP_VERSION`.
 const VERSION: u16 = 0x0111;
