@@ -78,6 +78,7 @@ impl Audio {
             .filter(|interface| interface.class.0 == CONTROL_CLASS.0)
             .map(|interface| interface.number)
             .collect();
+        interfaces.sort_unstable();
         interfaces.dedup();
         Ok(Self { device, settings, units, interfaces, claimed: Mutex::default() })
     }
@@ -434,7 +435,10 @@ impl Shared {
         }
         match completion.status {
             Status::Completed => Ok(self.next()?),
-            Status::Cancelled => Ok(()),
+            // Not by us: no handler runs after we have cancelled.
+            Status::Cancelled => {
+                Err(Error::Gone { device: self.device.address().into(), why: "its transfers were cancelled".into() })
+            }
             _ => completion.into_data(self.device.address(), "an isochronous transfer", PATIENCE).map(drop),
         }
     }
