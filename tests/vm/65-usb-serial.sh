@@ -6,7 +6,7 @@
 . "$(dirname "$0")/../vm-usb/lib-usb.sh"
 
 modprobe -a xhci_pci ftdi_sio cdc-acm vhci-hcd || fail "cannot load the drivers"
-within 20 usb_port_of 0403:6001
+within 20 usb_port_of 0403:6001 >/dev/null
 port=$(usb_port_of 0403:6001)
 kernel_driver_of() { link=$(readlink "/sys/bus/usb/devices/$1/driver") && [ "${link##*/}" = "$2" ]; }
 within 20 kernel_driver_of "$port:1.0" ftdi_sio
@@ -62,7 +62,7 @@ if wait "$DRIVER"; then fail "no error"; fi
 grep -q gone /tmp/serial.log || fail "not told: $(cat /tmp/serial.log)"
 [ ! -L /run/serial ] || fail "the link is left"
 monitor device_add usb-serial,bus=xhci.0,port=3,chardev=usbserial,always-plugged=on,id=usbserial
-within 30 usb_port_of 0403:6001
+within 30 usb_port_of 0403:6001 >/dev/null
 
 echo "# CDC-ACM: our model under the kernel's own driver"
 "$UDRV_BIN/stub-driver" usb export model:cdc-acm >/run/export.log 2>&1 &

@@ -3,8 +3,8 @@
 mod bench;
 mod clock;
 mod demo;
-mod stress;
 mod fuzz;
+mod stress;
 mod stub;
 mod test;
 mod vm;

@@ -19,8 +19,8 @@ mod vfio_user;
 mod watch;
 
 pub(crate) use apt::output_of;
-pub(crate) use kernel::install_test_programs;
 pub(crate) use bench_usb::run as bench_usb;
+pub(crate) use kernel::install_test_programs;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};
@@ -73,7 +73,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     }
     let cache = machine::target_dir(&repo)?.join("vm");
     let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, &args.kernel_options, &script)?;
+    let job = Job::new(&repo, &kernel, &script)?.with_kernel_options(&args.kernel_options);
     let end = job.boot(console, |output| {
         let mut stdout = std::io::stdout();
         stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
@@ -92,7 +92,7 @@ pub(crate) fn capture(command: &[String], limit: Duration) -> Result<String> {
     let repo = repo_root();
     let kernel =
         kernel::prepare(&machine::target_dir(&repo)?.join("vm")).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, "", &command_script(command))?;
+    let job = Job::new(&repo, &kernel, &command_script(command))?;
     let mut said = Vec::new();
     let end = job.boot(Console::Output(limit), |output| {
         said.extend_from_slice(output);

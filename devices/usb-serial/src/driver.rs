@@ -402,7 +402,7 @@ impl Shared {
     }
 
     fn received(&self, tag: u64, completion: Completion) -> Result<()> {
-        let Some(bytes) = self.bytes(completion, "receiving")? else { return Ok(()) };
+        let bytes = self.bytes(completion, "receiving")?;
         {
             let mut state = self.lock();
             let State { dialect, unread, counters, inputs, .. } = &mut *state;
@@ -424,7 +424,7 @@ impl Shared {
     }
 
     fn notified(&self, completion: Completion) -> Result<()> {
-        let Some(bytes) = self.bytes(completion, "a notification")? else { return Ok(()) };
+        let bytes = self.bytes(completion, "a notification")?;
         {
             let mut state = self.lock();
             let State { counters, inputs, .. } = &mut *state;
@@ -449,12 +449,15 @@ impl Shared {
         Ok(())
     }
 
-    /// What a transfer brought; `None` if it was ended by us. One whose time was over is as good as one that ended.
-    fn bytes(&self, completion: Completion, doing: &str) -> Result<Option<Vec<u8>>> {
+    /// What a transfer brought. One whose time was over is as good as one that ended.
+    fn bytes(&self, completion: Completion, doing: &str) -> Result<Vec<u8>> {
         match completion.status {
-            Status::Completed | Status::Timeout => Ok(Some(completion.data)),
-            Status::Cancelled => Ok(None),
-            _ => completion.into_data(self.device.address(), doing, QUIET).map(Some),
+            Status::Completed | Status::Timeout => Ok(completion.data),
+            // Not by us: no handler runs after we have cancelled.
+            Status::Cancelled => {
+                Err(Error::Gone { device: self.device.address().into(), why: format!("{doing} was cancelled") })
+            }
+            _ => completion.into_data(self.device.address(), doing, QUIET),
         }
     }
 }

@@ -30,6 +30,8 @@ enum DriverArgs {
     UsbKeyboard(crate::usb::keyboard::KeyboardArgs),
     /// USB serial port, CDC-ACM or FTDI: a terminal that other programs open.
     UsbSerial(crate::usb::serial::SerialArgs),
+    /// USB sound: play a WAV file or a tone, record.
+    UsbAudio(crate::usb::audio::AudioArgs),
     /// NVMe: identify, health, blocks read to a file and written from one.
     Nvme(crate::nvme::NvmeArgs),
     /// 16550 serial port: a pseudo-terminal that other programs open.
@@ -103,6 +105,7 @@ pub fn run(args: RunArgs) -> Result<()> {
             crate::uart::run(&args, &stop)
         }
         // These give their device back on a signal, each in its own way.
+        DriverArgs::UsbAudio(args) => crate::usb::conclude(crate::usb::audio::run(&args)),
         DriverArgs::UsbSerial(args) => crate::usb::conclude(crate::usb::serial::run(&args)),
         DriverArgs::UsbKeyboard(args) => crate::usb::conclude(crate::usb::keyboard::run(&args)),
         DriverArgs::UsbStorage(args) => crate::usb::conclude(crate::usb::storage::run(&args)),

@@ -112,8 +112,7 @@ impl End {
 
 impl<'a> Job<'a> {
     /// Writes what the guest needs: `script` is run there by /bin/sh in `repo`, with UDRV_BIN and UDRV_VM_RUN set.
-    /// `options` are added to the kernel's command line.
-    pub(crate) fn new(repo: &Path, kernel: &'a Kernel, options: &str, script: &str) -> Result<Self> {
+    pub(crate) fn new(repo: &Path, kernel: &'a Kernel, script: &str) -> Result<Self> {
         let target = target_dir(repo)?;
         let folder = RunFolder::new(&target.join("vm"), "host")?;
         let config = [("repo", repo), ("run", &folder.path), ("target", &target), ("kernel", &kernel.dir)]
@@ -131,7 +130,13 @@ impl<'a> Job<'a> {
             shell_quote(&repo.to_string_lossy()),
         );
         fs::write(folder.file("main.sh"), prelude + script)?;
-        Ok(Job { kernel, command_line: format!("{KERNEL_COMMAND_LINE} {options}"), folder })
+        Ok(Job { kernel, command_line: KERNEL_COMMAND_LINE.to_owned(), folder })
+    }
+
+    /// Adds `options` to the kernel's command line; where one is given twice, the kernel takes the last.
+    pub(crate) fn with_kernel_options(mut self, options: &str) -> Self {
+        self.command_line = format!("{} {options}", self.command_line);
+        self
     }
 
     /// Boots, runs the script, waits for the end. `on_output` is given what the guest writes to ttyS1.

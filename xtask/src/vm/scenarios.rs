@@ -111,7 +111,7 @@ fn first_command(script: &str) -> Option<&str> {
 
 fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, scenarios: &[Scenario]) -> Result<Vec<Verdict>> {
     let options = scenarios.first().map_or("", |scenario| &scenario.kernel_options);
-    let job = Job::new(repo, kernel, options, include_str!("scenarios.sh"))?;
+    let job = Job::new(repo, kernel, include_str!("scenarios.sh"))?.with_kernel_options(options);
     let list: String = scenarios.iter().map(|s| format!("{} {}\n", s.name, s.deadline)).collect();
     fs::write(job.folder.file("scenarios"), list)?;
     let limit = BOOT + scenarios.iter().map(|s| s.deadline + GRACE).sum::<u64>();

@@ -1,5 +1,6 @@
 //! USB: `udrv usb list`, and the addresses of USB devices.
 
+pub mod audio;
 pub mod keyboard;
 mod list;
 mod orderly_end;
@@ -109,8 +110,10 @@ fn open(address: &str) -> Result<Device> {
         }
         "cdc-acm" => Ok(Device::new(Arc::new(Software::new(address, udrv_usb_serial::model::CdcAcm::echoing())?))?),
         "ftdi" => Ok(Device::new(Arc::new(Software::new(address, udrv_usb_serial::model::Ftdi::echoing())?))?),
+        "usb-audio" => Ok(Device::new(Arc::new(Software::new(address, udrv_usb_audio::model::Sound::default())?))?),
         other => bail!(
-            "no USB model is called `{other}`: expected model:usb-storage[:IMAGE], model:usb-keyboard, model:cdc-acm or model:ftdi"
+            "no USB model is called `{other}`: expected model:usb-storage[:IMAGE], model:usb-keyboard, model:cdc-acm, model:ftdi or \
+             model:usb-audio"
         ),
     }
 }
