@@ -10,6 +10,7 @@ pub mod host;
 pub mod irq;
 pub mod mmio;
 mod open;
+pub mod rt;
 pub mod schedules;
 pub mod vfio_user;
 

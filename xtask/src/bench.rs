@@ -15,13 +15,16 @@ pub struct BenchArgs {
 enum Bench {
     /// The interrupt gate: sections, latencies, many sources.
     Irq,
+    /// Real time (`udrv run --rt`) against none, on a busy machine.
+    Rt,
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let target = match args.name {
-        Bench::Irq => "irq",
+    let mut cargo = match args.name {
+        Bench::Irq => vec!["bench", "--locked", "-p", "udrv-tests", "--bench", "irq"],
+        // A debug build: it has the account of sections, and what is measured is the host's doing.
+        Bench::Rt => vec!["run", "--quiet", "--locked", "-p", "udrv-tests", "--bin", "rt-effect"],
     };
-    let mut cargo = vec!["bench", "--locked", "-p", "udrv-tests", "--bench", target];
     if let Some(part) = &args.part {
         cargo.extend(["--", part]);
     }
