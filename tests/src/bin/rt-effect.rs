@@ -20,13 +20,13 @@ const SAMPLES: usize = 400;
 const PERIOD: Duration = Duration::from_millis(1);
 const SECTION: Duration = Duration::from_micros(50);
 
-/// What is measured, in its order in a child's output.
-const MEASURES: [(&str, &str); 5] = [
-    ("expiry to handler, p50", "us"),
-    ("expiry to handler, p99", "us"),
-    ("expiry to handler, longest", "us"),
-    ("interrupts off, longest", "us"),
-    ("sections the host took the processor from", "of 400"),
+/// What is measured, in its order in a child's output, and the ratio to reach where real time is to help.
+const MEASURES: [(&str, &str, Option<f64>); 5] = [
+    ("expiry to handler, p50", "us", None),
+    ("expiry to handler, p99", "us", Some(0.5)),
+    ("expiry to handler, longest", "us", Some(1.0)),
+    ("interrupts off, longest", "us", None),
+    ("sections the host took the processor from", "of 400", Some(1.0)),
 ];
 
 fn main() -> Result<()> {
@@ -111,14 +111,14 @@ fn compare() -> Result<()> {
         column
     };
     let mut rows = Vec::new();
-    for (index, (measure, unit)) in MEASURES.into_iter().enumerate() {
+    for (index, (measure, unit, goal)) in MEASURES.into_iter().enumerate() {
         let (ours, theirs) = (column(&with, index), column(&without, index));
         let (median, peer) = (ours[ROUNDS / 2], theirs[ROUNDS / 2]);
         let ratio = if peer > 0.0 { median / peer } else { 1.0 };
         println!("{measure:<44} --rt {median:>10.1} {unit:<7} without {peer:>10.1}  ratio {ratio:.3}");
         rows.push(serde_json::json!({
             "measure": measure, "ours": median, "unit": unit, "peer": "without --rt", "theirs": peer, "ratio": ratio,
-            "bound": "max", "goal": 1.0, "ours_min": ours[0], "ours_max": ours[ROUNDS - 1],
+            "bound": "max", "goal": goal, "ours_min": ours[0], "ours_max": ours[ROUNDS - 1],
         }));
     }
     println!("\nirqsoff without --rt, last round\n{}\nwith --rt\n{}", histograms[0], histograms[1]);
