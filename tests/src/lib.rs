@@ -4,4 +4,5 @@
 pub mod broken;
 pub mod flushed;
 pub mod nvme;
+pub mod schedules;
 pub mod vectors;

@@ -277,7 +277,10 @@ fn window_of_a_storm_that_ends_with_a_wake_still_wakes_the_threaded_half() {
         let options = IrqOptions { storm_window: 2_000, ..IrqOptions::default() };
         let irq = domain.register_threaded(&device.backend(), IrqIndex::MSI, 0, options, handler, half);
         let irq = irq.expect("registered");
-        (0..2_000).for_each(|_| irq.pend());
+        for count in 1..=2_000 {
+            irq.pend();
+            until("each delivery", || irq.stats().delivered == count);
+        }
         until("the half", || runs.load(Ordering::SeqCst) == 1);
     }
 }

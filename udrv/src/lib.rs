@@ -11,6 +11,7 @@ pub mod irq;
 pub mod mmio;
 mod open;
 pub mod pty;
+pub mod rt;
 pub mod schedules;
 pub mod vfio_user;
 

@@ -12,7 +12,7 @@ pub(crate) struct StressArgs {
 /// `100000000` or `1e8`.
 fn number(text: &str) -> Result<u64, String> {
     let number = text.parse::<f64>().map_err(|error| error.to_string())?;
-    let whole = number >= 1.0 && number <= 1e15 && number.fract() == 0.0;
+    let whole = (1.0..=1e15).contains(&number) && number.fract() == 0.0;
     if whole { Ok(number as u64) } else { Err("expected a whole number, such as 1e8".into()) }
 }
 

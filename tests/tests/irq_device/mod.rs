@@ -86,12 +86,16 @@ impl Lines {
         self.state().unmasks
     }
 
+    pub fn fire(&self, vector: u32) {
+        self.try_fire(vector);
+    }
+
     /// Whether its trigger took it.
-    pub fn fire(&self, vector: u32) -> bool {
+    pub fn try_fire(&self, vector: u32) -> bool {
         self.send(vector, &1u64.to_ne_bytes())
     }
 
-    /// Writes these bytes to a message's trigger.
+    /// Writes these bytes to a message's trigger, and says whether it took them.
     pub fn send(&self, vector: u32, bytes: &[u8]) -> bool {
         let state = self.state();
         state.messages.get(vector as usize).and_then(Option::as_ref).is_some_and(|fd| write_to(fd, bytes))

@@ -2,6 +2,7 @@
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,12 +11,17 @@ use std::time::Duration;
 use udrv::debug::fault::Faulty;
 use udrv::debug::trace::{Options, Recorder};
 use udrv::host::{Ended, Host, Report, Stop};
-use udrv::irq::{Delivery, accounts};
+use udrv::irq::{Delivery, IrqsOff, accounts, are_checked, irqs_off};
+use udrv::rt::{self, Processors};
 use udrv_backend::IrqIndex;
 use udrv_edu::driver::{Finding, Tour, TourConfig};
 
 #[derive(Args)]
 pub struct RunArgs {
+    /// Run the driver before all ordinary threads (SCHED_FIFO), with its memory kept in, and on these processors if any are
+    /// named (--rt=1, --rt=0,2-3). Takes root, or the rights that it names where they are missing.
+    #[arg(long, global = true, value_name = "CPUS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    rt: Option<String>,
     #[command(subcommand)]
     driver: DriverArgs,
 }
@@ -71,6 +77,12 @@ struct EduArgs {
     /// Show what each interrupt source has seen, every second and at the end.
     #[arg(long)]
     irqs: bool,
+    /// Show how long interrupts were off, and which lines turned them off (only where the checks are compiled).
+    #[arg(long)]
+    irqsoff: bool,
+    /// That as one line of JSON.
+    #[arg(long, requires = "irqsoff")]
+    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -92,6 +104,10 @@ enum Vector {
 }
 
 pub fn run(args: RunArgs) -> Result<()> {
+    if let Some(processors) = &args.rt {
+        // Before the driver's threads are started, which inherit it.
+        rt::enter(&processors.parse::<Processors>()?)?;
+    }
     match args.driver {
         DriverArgs::Edu(args) => edu(&args),
         DriverArgs::Nvme(args) => {
@@ -125,6 +141,9 @@ fn edu(edu: &EduArgs) -> Result<()> {
 }
 
 fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
+    if args.irqsoff && !are_checked() {
+        bail!("--irqsoff: this build does not look: build it with --features udrv/checks, and leave UDRV_CHECKS unset");
+    }
     let mut device = crate::address::open(&args.device)?;
     if let Some(plan) = &args.faults {
         device = Arc::new(Faulty::new(device, crate::faults::plan(plan)?)?);
@@ -143,13 +162,21 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
         Vector::Intx => IrqIndex::INTX,
     });
     let paint = Paint::for_stdout();
-    let irqs = args.irqs;
+    let (irqs, irqsoff, json) = (args.irqs, args.irqsoff, args.json);
     // A reader that has seen enough (`| head -1`) is no error, and no reason to leave the tour unfinished.
     let tell = Box::new(move |finding| {
         _ = writeln!(std::io::stdout(), "{}", describe(&finding, paint));
         // The last finding, with the registrations still there.
         if irqs && matches!(finding, Finding::Interrupts(_)) {
             _ = writeln!(std::io::stdout(), "{}", accounts());
+        }
+        if irqsoff && matches!(finding, Finding::Interrupts(_)) {
+            let off = irqs_off();
+            _ = if json {
+                writeln!(std::io::stdout(), "{}", off_as_json(&off))
+            } else {
+                write!(std::io::stdout(), "{off}")
+            };
         }
     });
     let mut host = Host::stopped_by(stop.clone());
@@ -179,6 +206,18 @@ fn join_showing_irqs(host: Host) -> Vec<Report> {
         drop(ended);
         reports
     })
+}
+
+fn off_as_json(off: &IrqsOff) -> serde_json::Value {
+    let buckets = off.histogram.iter().enumerate().filter(|(_, sections)| **sections > 0);
+    let buckets: Vec<_> = buckets.map(|(n, sections)| json!({"from_ns": 1_u64 << n, "sections": sections})).collect();
+    let places = off.places.iter().map(|place| {
+        json!({
+            "at": place.at.to_string(), "sections": place.sections, "longest_ns": place.longest.as_nanos() as u64,
+            "over_budget": place.over_budget, "preempted": place.preempted,
+        })
+    });
+    json!({"irqs_off": {"histogram": buckets, "places": places.collect::<Vec<_>>()}})
 }
 
 /// Whether to colour: a terminal, and no wish against it (no-color.org).

@@ -51,6 +51,12 @@ fn unknown_model_is_a_usage_error() {
 }
 
 #[test]
+fn processors_that_are_no_list_are_refused_with_an_example() {
+    assert_refused(&["run", "--rt=x", "edu", "--device", "model:edu"], 1, &["`x`", "such as 1 or 0,2-3"]);
+    assert_refused(&["run", "edu", "--device", "model:edu", "--rt=1023"], 1, &["processors [1023]", "may use"]);
+}
+
+#[test]
 fn malformed_pci_address_is_a_usage_error() {
     for bad in ["pci:", "pci:0000:03:00", "pci:0000:03:20.0", "pci:zz:00.0", "pci:0000:03:00.0 "] {
         assert_refused(&["info", bad], 2, &["expected", "0000:03:00.0"]);

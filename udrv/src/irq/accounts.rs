@@ -138,10 +138,14 @@ pub(super) fn enlist(domain: &Arc<Shared>) {
     domains.push(Arc::downgrade(domain));
 }
 
+pub(super) fn domains() -> Vec<Arc<Shared>> {
+    lock(&DOMAINS).iter().filter_map(Weak::upgrade).collect()
+}
+
 /// What every source of every domain of this process has seen, as of now: domain by domain, each in order of delivery.
 #[must_use]
 pub fn accounts() -> Accounts {
-    let domains: Vec<_> = lock(&DOMAINS).iter().filter_map(Weak::upgrade).collect();
+    let domains = domains();
     let sources = domains.iter().flat_map(|domain| lock(&domain.sources).values().cloned().collect::<Vec<_>>());
     Accounts(sources.map(|source| Account { source: source.describe(), stats: source.stats() }).collect())
 }

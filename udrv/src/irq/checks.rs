@@ -43,7 +43,9 @@ struct Open {
 /// Whether they are compiled.
 pub(super) const ARE_COMPILED: bool = true;
 
-pub(super) fn are_on() -> bool {
+/// Whether the checks are compiled, and not turned off by `UDRV_CHECKS=0`.
+#[must_use]
+pub fn are_checked() -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
     *ON.get_or_init(|| std::env::var_os("UDRV_CHECKS").is_none_or(|value| value != "0"))
 }
@@ -69,7 +71,7 @@ pub(super) fn report(rule: Rule, at: Place, other: Option<Place>, text: impl FnO
 /// Says that the caller may block. With interrupts of any domain off, or in a handler, that is reported with both places.
 #[track_caller]
 pub fn might_sleep() {
-    if !are_on() {
+    if !are_checked() {
         return;
     }
     let here = Location::caller();
@@ -119,7 +121,7 @@ fn preempted() -> i64 {
 
 #[cold]
 pub(super) fn opened(shared: &Shared, at: Place) {
-    if !are_on() {
+    if !are_checked() {
         return;
     }
     let domain = id(shared);

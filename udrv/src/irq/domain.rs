@@ -58,6 +58,12 @@ impl IrqDomain {
         self.shared.gate.is_holder(me())
     }
 
+    /// How many signals all sources have seen together.
+    pub(crate) fn raised(&self) -> u64 {
+        let sources: Vec<_> = super::sync::lock(&self.shared.sources).values().cloned().collect();
+        sources.iter().map(|source| source.stats().raised).fold(0, u64::saturating_add)
+    }
+
     pub(super) fn service(&self) -> &Service {
         &self.service
     }

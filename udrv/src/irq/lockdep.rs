@@ -7,7 +7,7 @@
 //!
 //! A taking that is known allocates nothing; the first at a place, and the first after another class, does.
 
-use super::checks::{are_on, in_handler_of, off, report};
+use super::checks::{are_checked, in_handler_of, off, report};
 use super::sync::lock;
 use super::violation::{Place, Rule};
 use std::backtrace::Backtrace;
@@ -85,7 +85,7 @@ impl LockCheck {
     /// Called before the lock is waited for, so that a deadlock is reported and not only met.
     #[cold]
     pub(super) fn before(&self, at: Place) -> Option<Hold> {
-        if !are_on() {
+        if !are_checked() {
             return None;
         }
         self.check_handlers(at);

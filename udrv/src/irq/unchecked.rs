@@ -15,6 +15,12 @@ pub fn violations() -> Vec<Violation> {
 /// Whether they are compiled.
 pub(super) const ARE_COMPILED: bool = false;
 
+/// Whether the checks are compiled, and not turned off: not in this build (feature `checks`).
+#[must_use]
+pub const fn are_checked() -> bool {
+    false
+}
+
 /// Says that the caller may block; not checked in this build (feature `checks`).
 #[inline(always)]
 pub fn might_sleep() {}

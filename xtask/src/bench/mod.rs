@@ -21,15 +21,18 @@ enum Bench {
     Nvme,
     /// USB transfers, in the virtual machine: beside libusb in C and the kernel's usb-storage.
     Usb,
+    /// Real time (`udrv run --rt`) against none, on a busy machine.
+    Rt,
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let target = match args.name {
-        Bench::Irq => "irq",
+    let mut cargo = match args.name {
+        Bench::Irq => vec!["bench", "--locked", "-p", "udrv-tests", "--bench", "irq"],
+        // A debug build: it has the account of sections, and what is measured is the host's doing.
+        Bench::Rt => vec!["run", "--quiet", "--locked", "-p", "udrv-tests", "--bin", "rt-effect"],
         Bench::Nvme => return nvme::run(args.part.as_deref()),
         Bench::Usb => return crate::vm::bench_usb(args.part.as_deref().unwrap_or_default()),
     };
-    let mut cargo = vec!["bench", "--locked", "-p", "udrv-tests", "--bench", target];
     if let Some(part) = &args.part {
         cargo.extend(["--", part]);
     }
