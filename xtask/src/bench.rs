@@ -15,11 +15,14 @@ pub struct BenchArgs {
 enum Bench {
     /// The interrupt gate: sections, latencies, many sources.
     Irq,
+    /// What recording costs an access, an interrupts-off section, and where it is off.
+    Trace,
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     let target = match args.name {
         Bench::Irq => "irq",
+        Bench::Trace => "trace",
     };
     let mut cargo = vec!["bench", "--locked", "-p", "udrv-tests", "--bench", target];
     if let Some(part) = &args.part {
