@@ -290,11 +290,6 @@ fn handler_runs_and_sections_are_recorded_in_pairs_around_what_is_done_in_them()
 }
 
 #[test]
-fn device_that_nobody_records_is_observed_by_nobody() {
-    assert!(udrv_edu::model::edu().observer().is_none());
-}
-
-#[test]
 fn recording_says_which_device_it_is_of() {
     let file = File::new("identity");
     drop(recorder(&file.0, small()));
