@@ -227,6 +227,10 @@ fn perfetto_document_counts_what_the_trace_has() {
     assert_eq!(of("B", "pid", 3.into()), count(&trace, |what| matches!(what, What::SectionBegin { .. })));
     assert_eq!(of("b", "cat", "mapped".into()), count(&trace, |what| matches!(what, What::Map { .. })));
     assert_eq!(of("b", "cat", "in flight".into()), count(&trace, |what| matches!(what, What::Lend { .. })));
+    let ends = events.iter().filter(|event| event["ph"] == "E" && event["pid"] == 2);
+    let ended = trace.events.iter().filter(|event| matches!(event.what, What::HandlerEnd { .. }));
+    let ended = ended.map(|event| event.time.as_nanos() as f64 / 1000.0);
+    assert!(ends.map(|event| event["ts"].as_f64().expect("a time")).eq(ended), "handlers end when they did");
     let phase = |phase: &str| events.iter().filter(|event| event["ph"] == phase).count();
     assert!(phase("B") >= 12 && phase("b") >= 4, "handlers, a section, mappings, transfers");
     assert_eq!((phase("b"), phase("B")), (phase("e"), phase("E")), "what begins ends");
@@ -396,7 +400,19 @@ fn text_of_a_recording_does_not_command_a_terminal() {
 fn recording_that_is_saved_is_the_same_recording() {
     let (file, copy) = (File::new("saved"), File::new("saved-copy"));
     tour(&file.0);
-    let trace = Trace::open(&file.0).expect("a trace");
+    let mut trace = Trace::open(&file.0).expect("a trace");
+    let like = trace.events[0].clone();
+    let index = IrqIndex::INTX;
+    for what in [
+        What::Mask { index, vector: 1, masked: true },
+        What::Mask { index, vector: 1, masked: false },
+        What::Map { iova: 1, size: 0, outcome: Outcome::Failed(12) },
+        What::Data { iova: 3, bytes: vec![1, 2, 3] },
+        What::HandlerEnd { index, vector: 0, handled: false },
+        What::Read { region: BAR0, offset: 8, width: Width::Bits64, value: 0, outcome: Outcome::Unfinished },
+    ] {
+        trace.events.push(Event { what, ..like.clone() });
+    }
     trace.save(&copy.0).expect("saved");
     let mut again = Trace::open(&copy.0).expect("a trace");
     // Numbers are places in a file, and times of the clock were in between.
@@ -422,4 +438,15 @@ fn plot_has_each_source_and_each_region_and_latencies_are_what_passed() {
         assert!(svg.contains(text), "no `{text}`");
     }
     assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+}
+
+#[test]
+fn recording_of_a_version_to_come_is_refused_by_its_number() {
+    let file = File::new("version");
+    drop(recorder(&file.0, small()));
+    let mut bytes = std::fs::read(&file.0).expect("read");
+    bytes[8] = 3;
+    std::fs::write(&file.0, &bytes).expect("written");
+    let error = Trace::open(&file.0).expect_err("refused").to_string();
+    assert!(error.contains("version 3") && error.contains("expected version 1 or 2"), "{error}");
 }
