@@ -309,7 +309,7 @@ fn many_sources_are_all_delivered() {
                 domain.register(&device.backend(), IrqIndex::MSIX, vector, counting(&runs)).expect("registered")
             })
             .collect();
-        (0..vectors).for_each(|vector| assert!(device.fire(vector)));
+        (0..vectors).for_each(|vector| device.fire(vector));
         domain.wait("all of them", soon(), || runs.load(Ordering::SeqCst) == u64::from(vectors)).expect("delivered");
         assert!(irqs.iter().all(|irq| irq.stats().delivered == 1), "{delivery:?}");
     }

@@ -46,7 +46,7 @@ fn task_on_a_hand_rolled_executor_is_woken_by_a_device() {
     for delivery in DELIVERIES {
         let it = Counted::new(delivery);
         for round in 1..=50 {
-            let count = block_on(it.irq.next_delivery(), || assert!(it.device.fire(0))).expect("no error");
+            let count = block_on(it.irq.next_delivery(), || it.device.fire(0)).expect("no error");
             assert_eq!((count, it.runs()), (1, round), "{delivery:?}");
         }
     }
@@ -148,7 +148,7 @@ fn socket_that_overflows_still_delivers() {
     let it = Counted::new(Delivery::Signal);
     it.domain.off(|_| {
         // Far more than any socket buffer holds: most are dropped by the sender, as a server may.
-        (0..100_000).for_each(|_| assert!(it.device.fire(0)));
+        (0..100_000).for_each(|_| it.device.fire(0));
     });
     assert!(it.runs() >= 1);
     it.domain.wait("the rest", soon(), || !it.irq.is_pending()).expect("drained");

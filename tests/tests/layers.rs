@@ -71,8 +71,15 @@ fn may_use(user: &str, used: &str) -> bool {
         }
         device if is_device(device) => ["udrv/backend", "udrv", "udrv/usb", "devices/model"].contains(&used),
         "stub-driver" => {
-            let below =
-                ["udrv/backend", "udrv/inspect", "udrv/vfio", "udrv/usb", "stub-driver/wire", "stub-driver/channel"];
+            let below = [
+                "udrv/backend",
+                "udrv/debug",
+                "udrv/inspect",
+                "udrv/vfio",
+                "udrv/usb",
+                "stub-driver/wire",
+                "stub-driver/channel",
+            ];
             below.contains(&used) || used == "devices/model" || is_device(used)
         }
         "udrv/cli" => used != "stub-driver" && used != "xtask",

@@ -42,6 +42,13 @@ pub struct ServeArgs {
     /// machine's, shared evenly among the PCI devices].
     #[arg(long, requires = "devices", value_name = "MIB")]
     pub(super) dma_limit: Option<u64>,
+    /// Record what passes between each client and its device into this folder: one file a lease, of which the last 16 of a
+    /// device are kept (see udrv trace). Registers are then not mapped.
+    #[arg(long, value_name = "DIR", conflicts_with = "mmap")]
+    pub(super) record: Option<PathBuf>,
+    /// Record also what the device writes into memory.
+    #[arg(long, requires = "record")]
+    pub(super) record_dma: bool,
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP.
@@ -94,6 +101,7 @@ fn start(device: &Planned, plan: &Plan, most_mappings: u32, dma_limit: u64) -> R
         // Opened once now, so that what is wrong is said here and not to the first client.
         _ => device::describe(&device.address, &*export.open()?.device)?,
     };
+    let export = export.recorded(plan.recordings.clone());
     let server = DeviceServer::start(export, &plan.socket_dir.join(format!("{name}.sock")))?;
     tell(&format!("{}  {what}", server.path().display()));
     if device.mmap && matches!(device.address, DeviceAddress::Pci(_)) {

@@ -1,9 +1,12 @@
 //! What is served: a device, under a name, to a user.
 
 use super::dma::Mappings;
+use super::recordings::Recordings;
 use nix::unistd::{Uid, geteuid};
 use std::any::Any;
+use std::sync::Arc;
 use udrv_backend::{AnyBackend, Error, Result};
+use udrv_debug::trace::Recorder;
 use udrv_usb::host::UsbAddress;
 
 /// The protocol's default, and the most that QEMU's client accepts.
@@ -30,6 +33,7 @@ pub struct Export {
     /// A USB device: drivers get its node, and speak no vfio-user.
     usb: Option<UsbAddress>,
     open: Box<dyn Fn() -> Result<Opened> + Send + Sync>,
+    recordings: Option<Recordings>,
 }
 
 impl Export {
@@ -53,6 +57,7 @@ impl Export {
             shared: None,
             usb: None,
             open: Box::new(open),
+            recordings: None,
         }
     }
 
@@ -77,6 +82,12 @@ impl Export {
     #[must_use]
     pub fn mapped(self, mmap: bool) -> Self {
         Self { mmap, ..self }
+    }
+
+    /// Records what passes between each client and the device: one recording a lease. Regions are then not mapped.
+    #[must_use]
+    pub fn recorded(self, recordings: Option<Recordings>) -> Self {
+        Self { recordings, ..self }
     }
 
     /// How many DMA mappings a client may have, each of which may keep a descriptor; 65535 at most.
@@ -129,5 +140,17 @@ impl Export {
     /// What opening it gave.
     pub fn open(&self) -> Result<Opened> {
         (self.open)()
+    }
+
+    /// Opens it for a lease: as [`Export::open`], recorded if that was asked for.
+    ///
+    /// # Errors
+    /// What opening it gave, or making the recording: a lease that was to be recorded is not to go unrecorded.
+    pub(super) fn lease(&self) -> Result<Opened> {
+        let Opened { device, held } = self.open()?;
+        let Some(recordings) = &self.recordings else { return Ok(Opened { device, held }) };
+        let path = recordings.next(&self.name)?;
+        tracing::info!("{}: recorded into {}", self.name, path.display());
+        Ok(Opened { device: Arc::new(Recorder::new(device, &path, recordings.options)?), held })
     }
 }

@@ -148,7 +148,7 @@ impl Served {
             return Ok(hello.turn_away(&channel, Refusal::new(Errno::EBUSY, why)));
         }
         let tenancy = Tenancy(self);
-        let opened = self.export.open().and_then(|opened| Lease::new(opened, counters, self.export.no_mappings()));
+        let opened = self.export.lease().and_then(|opened| Lease::new(opened, counters, self.export.no_mappings()));
         Ok(match opened {
             Ok(lease) => self.hold(&channel, &hello, lease, &tenancy),
             Err(error) => {

@@ -31,5 +31,5 @@ fn main() {
         println!("{row}");
         rows.push(row);
     }
-    report::write(&rows);
+    report::write("irq", &rows);
 }

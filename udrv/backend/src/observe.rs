@@ -33,6 +33,13 @@ pub enum Moment {
         /// Whether one of them said that it was for it.
         handled: bool,
     },
+    /// A mapping that is about to be made is of memory that will change hands as told by the next two.
+    Streams {
+        /// Bus address.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+    },
     /// Memory becomes the device's, before any register write that tells it so. Memory that both use at the same time is
     /// never told of.
     Lent {

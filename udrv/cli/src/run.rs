@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 use udrv::debug::fault::Faulty;
+use udrv::debug::sanitise::{Findings, Sanitised};
 use udrv::debug::trace::{Options, Recorder};
 use udrv::host::{Ended, Host, Report, Stop};
 use udrv::irq::{Delivery, IrqsOff, accounts, are_checked, irqs_off};
@@ -74,6 +75,9 @@ struct EduArgs {
     /// Room for this many events in the recording, 32 bytes each; those that follow are only counted.
     #[arg(long, requires = "record", default_value_t = Options::default().events)]
     record_events: u64,
+    /// Check DMA: the device gets copies of buffers, and writes where it may not are found.
+    #[arg(long)]
+    sanitise_dma: bool,
     /// Show what each interrupt source has seen, every second and at the end.
     #[arg(long)]
     irqs: bool,
@@ -152,6 +156,11 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
         let options = Options { events: args.record_events, dma_contents: args.record_dma };
         device = Arc::new(Recorder::new(device, file, options)?);
     }
+    let mut findings = None;
+    if args.sanitise_dma {
+        let (sanitised, found) = Sanitised::new(device)?;
+        (device, findings) = (Arc::new(sanitised), Some(found));
+    }
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
         IrqMode::Signal => Delivery::Signal,
@@ -189,6 +198,17 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
             Ended::Panicked(message) => bail!("the edu driver of {device} panicked: {message}"),
         }
         quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
+    }
+    findings.map_or(Ok(()), |findings| tell_findings(&findings))
+}
+
+fn tell_findings(findings: &Findings) -> Result<()> {
+    let found = findings.all();
+    for finding in &found {
+        _ = writeln!(std::io::stdout(), "DMA        {finding}");
+    }
+    if !found.is_empty() {
+        bail!("the DMA checker has {} findings", found.len());
     }
     Ok(())
 }

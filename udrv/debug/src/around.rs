@@ -60,7 +60,10 @@ pub trait Layer: Send + Sync + 'static {
         let _ = moment;
     }
 
-    /// Whether it does.
+    /// The device is about to be closed.
+    fn closed(&self) {}
+
+    /// Whether it is told what the runtime does.
     const LISTENS: bool = false;
 }
 
@@ -76,7 +79,7 @@ pub struct Device<'a, B> {
 }
 
 /// A device with a layer around it.
-pub struct Around<B, L> {
+pub struct Around<B, L: Layer> {
     /// Dropped before the device, so that no signal of a device that is closed is passed on.
     relay: Relay,
     pub(crate) layer: Arc<L>,
@@ -96,6 +99,12 @@ impl<L: Layer> Observe for Listening<L> {
         if let Some(below) = &self.below {
             below.observe(moment);
         }
+    }
+}
+
+impl<B, L: Layer> Drop for Around<B, L> {
+    fn drop(&mut self) {
+        self.layer.closed();
     }
 }
 

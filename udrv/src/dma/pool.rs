@@ -26,6 +26,15 @@ pub(super) struct Inner {
     shown: udrv_inspect::Device,
 }
 
+/// What memory is for.
+#[derive(Clone, Copy)]
+struct Use {
+    /// What the device may do.
+    access: DmaAccess,
+    /// Whether it changes hands, rather than being used by driver and device at the same time.
+    streams: bool,
+}
+
 struct Used {
     pages: Ranges,
     iovas: Ranges,
@@ -83,7 +92,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::alloc`].
     pub fn alloc_aligned<D: Direction>(&self, length: usize, align: u64) -> Result<Buffer<D>> {
-        Ok(Buffer::new(self.inner.alloc(length, align, D::ACCESS)?))
+        Ok(Buffer::new(self.inner.alloc(length, align, Use { access: D::ACCESS, streams: true })?))
     }
 
     /// Zeroed memory that driver and device use at the same time, such as a ring of descriptors.
@@ -91,7 +100,11 @@ impl Pool {
     /// # Errors
     /// As [`Pool::alloc`].
     pub fn alloc_coherent(&self, length: usize) -> Result<Coherent> {
-        Ok(Coherent::new(self.inner.alloc(length, 1, DmaAccess::READ | DmaAccess::WRITE)?))
+        Ok(Coherent::new(self.inner.alloc(
+            length,
+            1,
+            Use { access: DmaAccess::READ | DmaAccess::WRITE, streams: false },
+        )?))
     }
 
     /// Buffers that were dropped while the device owned them.
@@ -130,7 +143,7 @@ impl Inner {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn alloc(self: &Arc<Self>, length: usize, align: u64, access: DmaAccess) -> Result<Block> {
+    fn alloc(self: &Arc<Self>, length: usize, align: u64, purpose: Use) -> Result<Block> {
         let page = self.limits.page_size;
         let refused = |why| Error::DmaRange { iova: 0, size: length as u64, why };
         if !align.is_power_of_two() {
@@ -153,14 +166,14 @@ impl Inner {
         // Before the device can see what the last owner left.
         let mapped = memory
             .zero(offset as usize, size as usize)
-            .and_then(|()| self.map(&mut used, &memory, (offset, size), align, access));
+            .and_then(|()| self.map(&mut used, &memory, (offset, size), align, purpose));
         match mapped {
             Ok(iova) => {
                 used.bytes += size;
                 used.mappings += 1;
                 drop(used);
                 let (pool, offset) = (Arc::clone(self), offset as usize);
-                let shown = udrv_inspect::Buffer::new(&self.shown, iova, size, length as u64, access.bits());
+                let shown = udrv_inspect::Buffer::new(&self.shown, iova, size, length as u64, purpose.access.bits());
                 let shown = Some(shown);
                 Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false, shown })
             }
@@ -180,7 +193,7 @@ impl Inner {
         memory: &Memory,
         (offset, size): (u64, u64),
         align: u64,
-        access: DmaAccess,
+        Use { access, streams }: Use,
     ) -> Result<u64> {
         let none = || Error::DmaRange { iova: 0, size, why: "no free bus address in reach of the device" };
         let gone = || Error::DmaRange { iova: 0, size, why: "the device has lost its DMA" };
@@ -188,6 +201,9 @@ impl Inner {
         let mut step = size;
         loop {
             let iova = used.iovas.take(step, align).ok_or_else(none)?;
+            if let (true, Some(observer)) = (streams, &self.observer) {
+                observer.observe(Moment::Streams { iova, size });
+            }
             match dma.map(&DmaMap { iova, size, access, file: memory.as_fd(), offset }) {
                 Ok(()) => {
                     if step > size {

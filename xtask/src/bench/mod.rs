@@ -17,6 +17,8 @@ pub struct BenchArgs {
 enum Bench {
     /// The interrupt gate: sections, latencies, many sources.
     Irq,
+    /// What recording costs a register access.
+    Trace,
     /// NVMe: transfers a second, beside the kernel's driver, in the virtual machine.
     Nvme,
     /// USB transfers, in the virtual machine: beside libusb in C and the kernel's usb-storage.
@@ -28,6 +30,7 @@ enum Bench {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let mut cargo = match args.name {
         Bench::Irq => vec!["bench", "--locked", "-p", "udrv-tests", "--bench", "irq"],
+        Bench::Trace => vec!["bench", "--locked", "-p", "udrv-tests", "--bench", "trace"],
         // A debug build: it has the account of sections, and what is measured is the host's doing.
         Bench::Rt => vec!["run", "--quiet", "--locked", "-p", "udrv-tests", "--bin", "rt-effect"],
         Bench::Nvme => return nvme::run(args.part.as_deref()),

@@ -17,6 +17,9 @@ use udrv_backend::{Backend, DmaLimits, Error, IrqIndex, RegionIndex, Result, Wid
 pub(crate) const MOST_EVENTS: u64 = 1 << 27;
 /// The longest description: thousands of times what any device has to say.
 const LONGEST_DESCRIPTION: u64 = 4 << 20;
+/// So many events in a row that were never written are no threads that were killed (each leaves one), but a hole: nothing is
+/// looked for behind it.
+const LONGEST_GAP: u64 = 1 << 16;
 /// Words of version 1's header.
 const OLD_HEADER_WORDS: usize = 5;
 
@@ -275,7 +278,7 @@ impl Header {
     /// The events that follow, and how many there was no room for.
     fn events(self, mut file: impl Read) -> io::Result<std::result::Result<(Vec<Event>, u64), Wrong>> {
         let mut scale = self.scale;
-        let (mut events, mut seen) = (Vec::new(), 0);
+        let (mut events, mut seen, mut unwritten) = (Vec::new(), 0, 0);
         for number in 0..self.claimed.min(MOST_EVENTS) {
             let mut bytes = [0; WORDS * 8];
             match file.read_exact(&mut bytes) {
@@ -290,8 +293,13 @@ impl Header {
             let [time, head, nanoseconds, _] = words;
             // A head of 0 is an event whose recorder was killed before it had written it.
             if head == 0 {
+                unwritten += 1;
+                if unwritten == LONGEST_GAP {
+                    break;
+                }
                 continue;
             }
+            unwritten = 0;
             if self.version == VERSION && head.to_le_bytes()[0] == Tag::Clock as u8 {
                 scale.iter_mut().for_each(|scale| scale.add(time, nanoseconds));
                 continue;

@@ -144,6 +144,7 @@ impl Layer for Recording {
             Moment::SectionEnds { domain } => (Tag::SectionEnd, 0, domain, 0),
             Moment::HandlerBegins { index, vector } => (Tag::HandlerBegin, index.0, vector.into(), 0),
             Moment::HandlerEnds { index, vector, handled } => (Tag::HandlerEnd, index.0, vector.into(), handled.into()),
+            Moment::Streams { .. } => return,
             Moment::Lent { iova, size } => (Tag::Lend, 0, iova, size),
             Moment::Returned { iova, size } => (Tag::Return, 0, iova, size),
         };
