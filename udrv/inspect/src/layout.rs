@@ -74,7 +74,7 @@ pub const BUFFERS: Table = Table::after(SOURCES.end(), 8, 4096);
 /// The ring of register accesses; number n is in slot n modulo its count.
 pub const RING: Table = Table::after(BUFFERS.end(), 8, 1024);
 /// What a panic said: one text.
-pub const PANIC: Table = Table::after(RING.end(), 512, 1);
+pub const PANIC: Table = Table::after(RING.end(), 2048, 1);
 /// Register maps, as JSON.
 pub const TEXT: Table = Table::after(PANIC.end(), 1, 16 * 1024);
 /// Words of the page. Most of them are never touched, and take no memory.
