@@ -175,6 +175,55 @@ fn killed_driver_leaves_a_bundle_with_its_last_access() {
     assert!(said.contains("BAR0 interrupt "), "{said}");
 }
 
+/// A driver that panics.
+struct Panics;
+
+impl udrv::host::Driver for Panics {
+    type Config = ();
+
+    fn probe(_context: &udrv::host::Context, (): ()) -> udrv::Result<Self> {
+        Ok(Self)
+    }
+
+    fn run(&mut self, _context: &udrv::host::Context) -> udrv::Result<()> {
+        panic!("the ring has no end")
+    }
+}
+
+/// Not a test by itself: the process of a driver that panics.
+#[test]
+fn child_process_is_a_driver_that_panics() {
+    let Some(address) = std::env::var_os("UDRV_TEST_PANICS") else { return };
+    let device = udrv::open(address.to_str().expect("UTF-8")).expect("connected");
+    let mut host = udrv::host::Host::new();
+    host.start::<Panics>(device, udrv::irq::Delivery::Thread, ()).expect("started");
+    let reports = host.join();
+    assert!(matches!(&reports[0].ended, udrv::host::Ended::Panicked(_)), "{reports:?}");
+}
+
+#[test]
+fn driver_that_panicked_leaves_a_bundle_that_says_where() {
+    let folder = std::env::temp_dir().join(format!("udrv-panics-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("a folder");
+    let export = Export::shared("edu", Arc::new(udrv_edu::model::edu()));
+    let server = DeviceServer::start(export, &folder.join("edu.sock")).expect("served");
+    let child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "child_process_is_a_driver_that_panics"])
+        .env("UDRV_TEST_PANICS", format!("unix:{}", server.path().display()))
+        .output()
+        .expect("started");
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    drop(server);
+    let bundle = std::fs::read_dir(folder.join("bundles")).expect("bundles").flatten().next().expect("one").path();
+    let said = Command::new(env!("CARGO_BIN_EXE_udrv")).arg("inspect").arg(bundle).output().expect("udrv starts");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    let said = String::from_utf8(said.stdout).expect("text");
+    assert!(said.starts_with("model:edu: its driver panicked: process "), "{said}");
+    assert!(said.contains("panicked at udrv/cli/tests/outside.rs:"), "{said}");
+    assert!(said.contains("the ring has no end"), "{said}");
+    assert!(said.contains("outside::Panics as udrv::host::Driver>::run"), "the backtrace: {said}");
+}
+
 #[test]
 fn driver_that_ends_in_order_leaves_no_bundle() {
     let driven = Driven::start();

@@ -20,7 +20,8 @@ pub mod head {
     pub const PID: usize = 2;
     /// Nanoseconds by which the runtime's clock is behind CLOCK_MONOTONIC. Written by whoever stops the process.
     pub const HELD: usize = 3;
-    /// CLOCK_MONOTONIC in nanoseconds since when the process is held; 0 if it is not. Written by whoever stops it.
+    /// CLOCK_MONOTONIC in nanoseconds since when the process is held; 0 if it is not, all ones if it is and its clock is
+    /// to go on all the same. Written by whoever stops it.
     pub const HELD_SINCE: usize = 4;
     /// Bit 0: sections are recorded. Bit 1: accesses to mapped registers are.
     pub const RECORDS: usize = 5;
