@@ -21,6 +21,7 @@
 
 mod accept;
 mod access;
+mod client;
 mod command;
 mod config;
 mod control;

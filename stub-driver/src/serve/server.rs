@@ -1,6 +1,7 @@
 //! One device on one socket: one client at a time has the lease.
 
 use super::accept::{Running, Service};
+use super::client::Client;
 use super::export::Export;
 use super::lease::{Counters, Lease};
 use super::refusal::Refusal;
@@ -150,7 +151,7 @@ impl Served {
         let tenancy = Tenancy(self);
         let opened = self.export.lease().and_then(|opened| Lease::new(opened, counters, self.export.no_mappings()));
         Ok(match opened {
-            Ok(lease) => self.hold(&channel, &hello, lease, &tenancy),
+            Ok(lease) => self.hold(&channel, &hello, lease, (&tenancy, peer)),
             Err(error) => {
                 tracing::error!("{}: cannot be opened: {error}", self.export.name());
                 hello.turn_away(&channel, error.into())
@@ -159,15 +160,29 @@ impl Served {
     }
 
     /// One lease, ended in order even if the device panicked.
-    fn hold(&self, channel: &Channel, hello: &Hello, mut lease: Lease, _until_freed: &Tenancy<'_>) -> String {
+    fn hold(
+        &self,
+        channel: &Channel,
+        hello: &Hello,
+        mut lease: Lease,
+        (_until_freed, peer): (&Tenancy<'_>, &UnixCredentials),
+    ) -> String {
+        let client = Client::of(peer);
+        let watch = client.watch();
         let name = self.export.name();
         tracing::info!("{name}: leased");
         self.slot.opened(&lease.device);
         let talk = || Session { channel, lease: &mut lease, mmap: self.export.maps(), name }.run(hello);
         let why = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| "its device panicked".into());
+        drop(watch);
         let revoked = self.slot.ending();
         // The client sees at once that it is over; the device may take its time.
         let _ = channel.stream().shutdown(Shutdown::Both);
+        // Before the end, which takes the device's state away.
+        let look = || client.post_mortem(&lease.device, name, self.listener.path(), self.export.owner());
+        if catch_unwind(AssertUnwindSafe(look)).is_err() {
+            tracing::error!("{name}: looking at what its client left panicked");
+        }
         lease.end(name);
         revoked.unwrap_or(why)
     }

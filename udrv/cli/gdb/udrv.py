@@ -13,7 +13,9 @@ import time
 import gdb
 
 # Words of the inspection page, from udrv/inspect/src/layout.rs.
-PID, HELD, HELD_SINCE = 2, 3, 4
+HELD, HELD_SINCE = 3, 4
+# In HELD_SINCE: the process is held, and its clock goes on all the same.
+GOES_ON = (1 << 64) - 1
 WRITTEN = "udrv::mmio::seen::register_is_written"
 READ = "udrv::mmio::seen::register_is_read"
 DELIVERED = "udrv::irq::accounts::irq_is_delivered"
@@ -241,16 +243,16 @@ class Clock:
 
     def stopped(self):
         process = gdb.selected_inferior().pid
-        if process and self.hold.value and self.open(process) is not None and self.get(HELD_SINCE) == 0:
-            self.set(HELD_SINCE, time.monotonic_ns())
+        if process and self.open(process) is not None and self.get(HELD_SINCE) == 0:
+            self.set(HELD_SINCE, time.monotonic_ns() if self.hold.value else GOES_ON)
 
     def goes_on(self):
         process = gdb.selected_inferior().pid
         if process and self.pid == process and self.page is not None:
             since = self.get(HELD_SINCE)
-            if since:
+            if since not in (0, GOES_ON):
                 self.set(HELD, self.get(HELD) + max(0, time.monotonic_ns() - since))
-                self.set(HELD_SINCE, 0)
+            self.set(HELD_SINCE, 0)
 
     def ended(self):
         if self.page is not None:

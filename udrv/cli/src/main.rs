@@ -60,6 +60,8 @@ enum Command {
     Dma(outside::show::DmaArgs),
     /// Show the last register accesses of a running driver.
     Accesses(outside::show::AccessesArgs),
+    /// Show what a stub has kept of a driver that panicked, crashed or was killed.
+    Inspect(outside::bundle::InspectArgs),
     /// Let a running driver have an interrupt that its device did not raise.
     Raise(outside::raise::RaiseArgs),
 }
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Command::Poke(args) => outside::registers::poke(&args),
         Command::Dma(args) => outside::show::dma(&args),
         Command::Accesses(args) => outside::show::accesses(&args),
+        Command::Inspect(args) => outside::bundle::run(&args),
         Command::Raise(args) => outside::raise::run(&args),
     };
     match outcome {

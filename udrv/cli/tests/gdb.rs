@@ -247,6 +247,12 @@ fn child_process_is_the_driver() {
         }
     };
     let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("registered");
+    let fired = Arc::new(AtomicBool::new(false));
+    let watchdog = {
+        let fired = Arc::clone(&fired);
+        domain.timer(move |_| fired.store(true, Ordering::SeqCst)).expect("a timer")
+    };
+    watchdog.arm(DEADLINE).expect("armed");
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         // One deadline runs in the kernel meanwhile, one is looked at afterwards.
@@ -261,7 +267,10 @@ fn child_process_is_the_driver() {
         ended.store(true, Ordering::SeqCst);
         irq.pend();
         waiter.join().expect("it returned").expect("no deadline passed");
+        assert!(!fired.load(Ordering::SeqCst), "a watchdog fired while the driver was held");
     });
+    let fires = || fired.load(Ordering::SeqCst);
+    domain.wait("the watchdog, later", Deadline::after(Duration::from_secs(20)), fires).expect("it was set again");
     let all = || causes.load(Ordering::SeqCst) == u64::from(u32::MAX);
     domain.wait("every cause", Deadline::after(Duration::from_secs(20)), all).expect("nothing is lost");
     irq.disable().expect("disabled");

@@ -152,3 +152,100 @@ fn process_that_stands_still_is_looked_at_all_the_same() {
     nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).expect("goes on");
     until("the interrupt that was raised", || driven.delivered() > before);
 }
+
+#[test]
+fn killed_driver_leaves_a_bundle_with_its_last_access() {
+    let mut driven = Driven::start();
+    driven.child.kill().expect("killed");
+    driven.child.wait().expect("ended");
+    let folder = driven.folder.join("bundles");
+    let bundle = || Some(std::fs::read_dir(&folder).ok()?.next()?.ok()?.path());
+    // Written in one go behind its creation.
+    until("a bundle", || bundle().is_some_and(|path| std::fs::read_to_string(path).is_ok_and(|it| it.ends_with('}'))));
+    let path = bundle().expect("it is there");
+    let said = Command::new(env!("CARGO_BIN_EXE_udrv")).arg("inspect").arg(path).output().expect("udrv starts");
+    let said = String::from_utf8(said.stdout).expect("text");
+    let pid = driven.child.id();
+    assert!(
+        said.starts_with(&format!("model:edu: its driver ended without letting go of it: process {pid} of ")),
+        "{said}"
+    );
+    assert!(said.contains("\nidentification             0x0000  0x010000ed\n"), "{said}");
+    assert!(said.contains(&format!("MSI vector 0 of {} (thread; enabled", driven.address)), "{said}");
+    assert!(said.contains("BAR0 interrupt "), "{said}");
+}
+
+/// A driver that panics.
+struct Panics;
+
+impl udrv::host::Driver for Panics {
+    type Config = ();
+
+    fn probe(_context: &udrv::host::Context, (): ()) -> udrv::Result<Self> {
+        Ok(Self)
+    }
+
+    fn run(&mut self, _context: &udrv::host::Context) -> udrv::Result<()> {
+        panic!("the ring has no end")
+    }
+}
+
+/// Not a test by itself: the process of a driver that panics.
+#[test]
+fn child_process_is_a_driver_that_panics() {
+    let Some(address) = std::env::var_os("UDRV_TEST_PANICS") else { return };
+    let device = udrv::open(address.to_str().expect("UTF-8")).expect("connected");
+    let mut host = udrv::host::Host::new();
+    host.start::<Panics>(device, udrv::irq::Delivery::Thread, ()).expect("started");
+    let reports = host.join();
+    assert!(matches!(&reports[0].ended, udrv::host::Ended::Panicked(_)), "{reports:?}");
+}
+
+#[test]
+fn driver_that_panicked_leaves_a_bundle_that_says_where() {
+    let folder = std::env::temp_dir().join(format!("udrv-panics-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("a folder");
+    let export = Export::shared("edu", Arc::new(udrv_edu::model::edu()));
+    let server = DeviceServer::start(export, &folder.join("edu.sock")).expect("served");
+    let child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "child_process_is_a_driver_that_panics"])
+        .env("UDRV_TEST_PANICS", format!("unix:{}", server.path().display()))
+        .output()
+        .expect("started");
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    drop(server);
+    let bundle = std::fs::read_dir(folder.join("bundles")).expect("bundles").flatten().next().expect("one").path();
+    let said = Command::new(env!("CARGO_BIN_EXE_udrv")).arg("inspect").arg(bundle).output().expect("udrv starts");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    let said = String::from_utf8(said.stdout).expect("text");
+    assert!(said.starts_with("model:edu: its driver panicked: process "), "{said}");
+    assert!(said.contains("panicked at udrv/cli/tests/outside.rs:"), "{said}");
+    assert!(said.contains("the ring has no end"), "{said}");
+    assert!(said.contains("outside::Panics as udrv::host::Driver>::run"), "the backtrace: {said}");
+}
+
+#[test]
+fn driver_that_ends_in_order_leaves_no_bundle() {
+    let driven = Driven::start();
+    let process = nix::unistd::Pid::from_raw(driven.child.id() as i32);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).expect("told to end");
+    nix::sys::wait::waitpid(process, None).expect("ended");
+    // A second driver gets the device once the first's lease has ended, bundle and all.
+    let info = Command::new(env!("CARGO_BIN_EXE_udrv")).args(["info", &driven.address]).output().expect("udrv starts");
+    assert!(info.status.success(), "{}", String::from_utf8_lossy(&info.stderr));
+    assert!(!driven.folder.join("bundles").exists());
+}
+
+#[test]
+fn clock_of_a_process_that_stands_without_a_debuggers_helpers_stands_still() {
+    let driven = Driven::start();
+    let process = nix::unistd::Pid::from_raw(driven.child.id() as i32);
+    let page = udrv_inspect::find(driven.child.id()).expect("a page");
+    assert_eq!(page.look().expect("a page").held_ns, 0);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+    nix::sys::wait::waitpid(process, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).expect("it stands");
+    let stood = udrv_backend::clock::now();
+    until("half a second", || page.look().is_some_and(|it| it.held_ns >= 500_000_000));
+    assert!(stood.elapsed() >= Duration::from_millis(400), "the clock was set back by more than it stood");
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).expect("goes on");
+}

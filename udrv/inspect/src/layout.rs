@@ -20,7 +20,8 @@ pub mod head {
     pub const PID: usize = 2;
     /// Nanoseconds by which the runtime's clock is behind CLOCK_MONOTONIC. Written by whoever stops the process.
     pub const HELD: usize = 3;
-    /// CLOCK_MONOTONIC in nanoseconds since when the process is held; 0 if it is not. Written by whoever stops it.
+    /// CLOCK_MONOTONIC in nanoseconds since when the process is held; 0 if it is not, all ones if it is and its clock is
+    /// to go on all the same. Written by whoever stops it.
     pub const HELD_SINCE: usize = 4;
     /// Bit 0: sections are recorded. Bit 1: accesses to mapped registers are.
     pub const RECORDS: usize = 5;
@@ -74,7 +75,7 @@ pub const BUFFERS: Table = Table::after(SOURCES.end(), 8, 4096);
 /// The ring of register accesses; number n is in slot n modulo its count.
 pub const RING: Table = Table::after(BUFFERS.end(), 8, 1024);
 /// What a panic said: one text.
-pub const PANIC: Table = Table::after(RING.end(), 512, 1);
+pub const PANIC: Table = Table::after(RING.end(), 2048, 1);
 /// Register maps, as JSON.
 pub const TEXT: Table = Table::after(PANIC.end(), 1, 16 * 1024);
 /// Words of the page. Most of them are never touched, and take no memory.

@@ -2,11 +2,11 @@
 
 use crate::layout::{self, Table, access, buffer, device, domain, head, section, source};
 use crate::registers::Registers;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use udrv_backend::IrqIndex;
 
 /// What a process shows of itself.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     /// Its number, as it sees itself.
     pub pid: u64,
@@ -33,7 +33,7 @@ pub struct Snapshot {
 }
 
 /// A device.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct DeviceState {
     /// Number of its slot, by which the others refer to it.
     pub slot: u64,
@@ -46,7 +46,7 @@ pub struct DeviceState {
 }
 
 /// An interrupt source.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SourceState {
     /// Slot of its device; `None` for a timer.
     pub device: Option<u64>,
@@ -59,7 +59,7 @@ pub struct SourceState {
     /// Slot of its domain.
     pub domain: u64,
     /// How it is delivered: `thread`, `signal`, `poll`.
-    pub delivery: &'static str,
+    pub delivery: String,
     /// The eventfd in the process that signals it.
     pub eventfd: Option<i32>,
     /// Signals.
@@ -87,7 +87,7 @@ pub struct SourceState {
 }
 
 /// An open section.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SectionState {
     /// Slot of its domain.
     pub domain: u64,
@@ -100,7 +100,7 @@ pub struct SectionState {
 }
 
 /// Whose a buffer is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Owner {
     /// The driver's.
@@ -114,7 +114,7 @@ pub enum Owner {
 }
 
 /// A DMA buffer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BufferState {
     /// Slot of its device.
     pub device: u64,
@@ -133,7 +133,7 @@ pub struct BufferState {
 }
 
 /// A register access.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Access {
     /// Counted from 0.
     pub number: u64,
@@ -248,7 +248,7 @@ fn source_state<'a>(words: &Words<'_>, at: usize, name: impl Fn(u64) -> Option<&
         index,
         vector,
         domain: get(source::DOMAIN),
-        delivery: ["thread", "signal", "poll"].get(delivery as usize).copied().unwrap_or("unknown"),
+        delivery: ["thread", "signal", "poll"].get(delivery as usize).copied().unwrap_or("unknown").into(),
         eventfd: get(source::EVENTFD).checked_sub(1).and_then(|fd| i32::try_from(fd).ok()),
         raised: get(source::RAISED),
         delivered: get(source::DELIVERED),

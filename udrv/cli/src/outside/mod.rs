@@ -1,6 +1,7 @@
 //! Looking at a driver from another process, by its inspection page, also while it stands in a debugger: what these commands
 //! print in a shell, the debugger's commands print, since they call them.
 
+pub mod bundle;
 pub mod irqs;
 pub mod raise;
 mod reach;
@@ -83,6 +84,8 @@ pub fn split(words: &[String]) -> (Option<&str>, &[String]) {
 /// Prints a line; that nobody reads on is no error.
 pub fn say(line: &str) -> Result<()> {
     use std::io::Write as _;
+    // It may come from another process, which has no say over our terminal.
+    let line: String = line.chars().map(|it| if it.is_control() && it != '\n' { '?' } else { it }).collect();
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         said => Ok(said?),
