@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use udrv::debug::fault::{Fault, FaultPlan, Faulty, Span};
 use udrv::irq::{Delivery, IrqDomain};
 use udrv::mmio::Window;
 use udrv_backend::{AnyBackend, Error, RegionIndex, Result, Width};
@@ -310,6 +311,17 @@ fn controller_that_ignores_an_abort_is_not_asked_to_abort_again() {
         queue.wait(|done| ended.push(done.outcome)).expect("answered");
     }
     assert_eq!((ended, rig.aborts.load(Ordering::SeqCst)), (vec![Outcome::ABORTED_BY_HOST; 4], 1));
+}
+
+#[test]
+fn command_whose_interrupt_is_lost_is_taken_and_not_aborted() {
+    let lost = FaultPlan::one(Fault::LostInterrupt { interrupts: Span::default() });
+    let mut rig = Rig::new(Lies::default());
+    rig.device = Arc::new(Faulty::new(Arc::clone(&rig.device), lost).expect("a device with a fault"));
+    let mut controller = rig.attach().expect("attached");
+    let namespace = controller.namespace(1).expect("a namespace");
+    queue(&mut controller, Wait::Interrupt).write(&namespace, 0, &[1; 4096]).expect("written");
+    assert_eq!(rig.aborts.load(Ordering::SeqCst), 0);
 }
 
 #[test]
