@@ -165,14 +165,6 @@ fn faulty(fault: Fault) -> (Controller, Namespace, IoQueue) {
     (controller, namespace, queue)
 }
 
-#[test]
-fn command_whose_interrupt_is_lost_is_not_aborted() {
-    let (controller, namespace, mut queue) = faulty(Fault::LostInterrupt { interrupts: Span::default() });
-    let buffer = controller.pool().alloc::<FromDevice>(4096).expect("a buffer");
-    let id = queue.submit_read(&namespace, 0, buffer, 0..4096).expect("submitted");
-    assert_eq!(drain(&mut queue), [(id, Outcome::SUCCESS)]);
-}
-
 /// The controller never hears of the command, so that no Abort can find it.
 #[test]
 fn command_whose_doorbell_is_lost_is_ended_by_a_reset_and_tried_again() {

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use udrv::debug::fault::{Fault, FaultPlan, Faulty, Span};
 use udrv::irq::{Delivery, IrqDomain};
 use udrv::mmio::Window;
 use udrv_backend::{AnyBackend, Error, RegionIndex, Result, Width};
@@ -19,10 +20,13 @@ struct Lies {
     /// What Identify and Get Log Page answer with.
     page: Option<Page>,
     /// Changes an entry of the I/O completion queue before the driver can look: Dwords 0 to 3.
-    completion: Option<fn(&mut [u32; 4])>,
+    completion: Option<Completion>,
     /// Aborts are not answered.
     ignores_aborts: bool,
 }
+
+/// Changes Dwords 0 to 3 of a completion.
+type Completion = fn(&mut [u32; 4]);
 
 /// Changes the page, given the command's Dword 10 and opcode.
 type Page = Box<dyn Fn(u8, u32, &mut [u8]) + Send>;
@@ -258,7 +262,7 @@ fn list_of_namespaces_without_an_end_is_given_up() {
 /// A completion of a command that is not there, of another queue, or of one that has ended.
 #[test]
 fn completion_that_cannot_be_resets_the_controller_and_is_told() {
-    let lies: [(&str, fn(&mut [u32; 4])); 3] = [
+    let lies: [(&str, Completion); 3] = [
         ("CID", |dwords| dwords[3] |= 0xffff),
         ("a free CID", |dwords| dwords[3] ^= 1),
         ("SQID", |dwords| dwords[2] |= 7 << 16),
@@ -313,6 +317,17 @@ fn controller_that_ignores_an_abort_is_not_asked_to_abort_again() {
 }
 
 #[test]
+fn command_whose_interrupt_is_lost_is_taken_and_not_aborted() {
+    let lost = FaultPlan::one(Fault::LostInterrupt { interrupts: Span::default() });
+    let mut rig = Rig::new(Lies::default());
+    rig.device = Arc::new(Faulty::new(Arc::clone(&rig.device), lost).expect("a device with a fault"));
+    let mut controller = rig.attach().expect("attached");
+    let namespace = controller.namespace(1).expect("a namespace");
+    queue(&mut controller, Wait::Interrupt).write(&namespace, 0, &[1; 4096]).expect("written");
+    assert_eq!(rig.aborts.load(Ordering::SeqCst), 0);
+}
+
+#[test]
 fn status_of_a_command_can_be_told_from_the_error() {
     let rig = Rig::new(Lies::default());
     let mut controller = rig.attach().expect("attached");
@@ -362,20 +377,20 @@ fn host_that_writes_anything_anywhere_does_not_harm_the_model() {
     for _ in 0..400 {
         write(0x14, Width::Bits32, 0);
         write(0x24, Width::Bits32, numbers.of(&[0x000f_000f, 0, u64::MAX, 0x0001_0fff]));
-        write(0x28, Width::Bits64, BASE + (numbers.next() % 8 << 12));
-        write(0x30, Width::Bits64, BASE + (numbers.next() % 8 << 12));
+        write(0x28, Width::Bits64, BASE + ((numbers.next() % 8) << 12));
+        write(0x30, Width::Bits64, BASE + ((numbers.next() % 8) << 12));
         for at in (0..SIZE).step_by(64) {
             let opcode = numbers.of(&[0u32, 1, 2, 4, 5, 6, 8, 9, 0x0a, 0x0c, 0x7c, 0x80]);
             let mut command = [0u32; 16];
             command.iter_mut().for_each(|dword| *dword = numbers.next() as u32 & numbers.of(&[0, 3, 0xff, u32::MAX]));
             command[0] = opcode | (numbers.next() as u32) << 16;
             for half in [6, 8] {
-                command[half] = BASE as u32 + (numbers.next() % SIZE) as u32 & numbers.of(&[!0, !3, !7, !0xfff]);
+                command[half] = (BASE as u32 + (numbers.next() % SIZE) as u32) & numbers.of(&[!0, !3, !7, !0xfff]);
                 command[half + 1] = numbers.of(&[0, 0, 0, u32::MAX]);
             }
             memory.write_all_at(&command.map(u32::to_le_bytes).concat(), at).expect("memory");
         }
-        if numbers.next() % 4 == 0 {
+        if numbers.next().is_multiple_of(4) {
             faults.hold_next(2, Hold::UntilAbort);
         }
         write(0x14, Width::Bits32, 0x0046_0001);

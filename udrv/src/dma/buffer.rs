@@ -219,4 +219,22 @@ impl Coherent {
     pub fn write<W: Word>(&self, offset: usize, value: W) -> Result<()> {
         self.block.memory.store(self.block.place(offset, size_of::<W>())?, value)
     }
+
+    /// `N` loads as [`Coherent::read`] makes them, from `offset` on, in order.
+    ///
+    /// # Errors
+    /// As [`Coherent::read`].
+    #[inline]
+    pub fn read_all<W: Word, const N: usize>(&self, offset: usize) -> Result<[W; N]> {
+        self.block.memory.load_all(self.block.place(offset, N * size_of::<W>())?)
+    }
+
+    /// `N` stores as [`Coherent::write`] makes them, from `offset` on, in order.
+    ///
+    /// # Errors
+    /// As [`Coherent::read`].
+    #[inline]
+    pub fn write_all<W: Word, const N: usize>(&self, offset: usize, values: [W; N]) -> Result<()> {
+        self.block.memory.store_all(self.block.place(offset, N * size_of::<W>())?, values)
+    }
 }

@@ -86,10 +86,7 @@ impl<I: Io> Ring<I> {
     #[inline]
     pub(super) fn push(&mut self, command: &Command) -> Result<()> {
         let at = usize::from(self.tail) * COMMAND_SIZE;
-        let (pairs, _) = command.0.as_chunks::<2>();
-        for (index, [low, high]) in pairs.iter().enumerate() {
-            self.commands.write(at + 8 * index, u64::from(*low) | u64::from(*high) << 32)?;
-        }
+        self.commands.write_all(at, command.0)?;
         self.tail = self.after(self.tail);
         Ok(())
     }
@@ -126,8 +123,8 @@ impl<I: Io> Ring<I> {
         // The tag, then what it stands for.
         dma_rmb();
         let at = usize::from(self.head) * COMPLETION_SIZE;
-        let dword = |index: usize| self.completions.read(at + 4 * index);
-        let completion = Completion::from_dwords(dword(0)?, dword(2)?, dword(3)?);
+        let [result, _, queue, status] = self.completions.read_all(at)?;
+        let completion = Completion::from_dwords(result, queue, status);
         self.head = self.after(self.head);
         self.phase ^= self.head == 0;
         self.taken = true;

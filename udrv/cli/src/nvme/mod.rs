@@ -151,7 +151,9 @@ pub fn run(args: NvmeArgs, stop: &Stop) -> Result<()> {
         Plan::Work(work) => perform(controller, context, config, work),
         Plan::Export(export) => export.serve(controller, context, config),
     };
-    host.start::<Task>(device, Delivery::Thread, DriverWork { queues, job: Box::new(job) })?;
+    // One queue's thread waits for its vector itself; several have a thread that wakes them.
+    let delivery = if queues == 1 { Delivery::Poll } else { Delivery::Thread };
+    host.start::<Task>(device, delivery, DriverWork { queues, job: Box::new(job) })?;
     for Report { device, ended, quiesced } in host.join() {
         match ended {
             Ended::Returned => {}
