@@ -6,14 +6,14 @@ use udrv::irq::{Delivery, IrqDomain};
 use udrv::mmio::Window;
 use udrv::pci::quiesce;
 use udrv_backend::RegionIndex;
-use udrv_nvme::driver::{Controller, QueueConfig};
+use udrv_nvme::driver::{Controller, QueueConfig, REGISTERS};
 
 fn main() -> anyhow::Result<()> {
     let device = udrv_examples::device_from_arguments()?;
 
     // Interrupts of this driver: one domain, whose thread waits for them. Registers: the start of BAR 0.
     let irqs = IrqDomain::new(Delivery::Thread)?;
-    let window = Window::open(&device, RegionIndex::BAR0)?;
+    let window = Window::<REGISTERS>::open(&device, RegionIndex::BAR0)?;
 
     // Reset, admin queue, identify, and room for one pair of I/O queues; every wait in it has a deadline.
     let mut controller = Controller::attach(&device, window, &irqs, 1)?;

@@ -66,7 +66,7 @@ fn nvme_identify_refuses_another_device() {
 #[test]
 fn nvme_hello_reads_a_block() {
     let lines = [
-        "controller:  udrv NVMe model, serial number UDRV0001",
+        "controller:  udrv NVMe model, serial number udrv-model",
         "namespace 1: 131072 blocks of 512 bytes",
         "block 0:     0 bytes that are not zero",
     ];
