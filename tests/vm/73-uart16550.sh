@@ -10,9 +10,12 @@ far=$(bdf_of 1b36:0002 3)
 work=/tmp/uart16550
 mkdir -p "$work"
 cd "$work"
-bytes=16384
-head -c $bytes /dev/urandom >to-far
-head -c $bytes /dev/urandom >to-near
+# new_bytes COUNT: as many for each direction
+new_bytes() {
+    bytes=$1
+    head -c "$bytes" /dev/urandom >to-far
+    head -c "$bytes" /dev/urandom >to-near
+}
 
 # tty_of BDF: the kernel's terminal of a serial port
 tty_of() {
@@ -65,6 +68,7 @@ ended() {
 within 20 [ -e "/sys/bus/pci/devices/$far/tty" ]
 far_tty=$(tty_of "$far")
 
+new_bytes 16384
 "$stub" bind "$uart"
 run "pci:$uart" env
 both_ways "$work/tty" "$far_tty"
@@ -92,7 +96,9 @@ check_released "$uart" serial
 within 20 [ -e "/sys/bus/pci/devices/$uart/tty" ]
 both_ways "$(tty_of "$uart")" "$far_tty"
 
-# Through the stub, as a user who owns nothing but the socket.
+# Through the stub, as a user who owns nothing but the socket. Each of three accesses a byte is then a message there and back, which
+# takes the emulated machine about a millisecond.
+new_bytes 2048
 chmod 777 "$work"
 serve "pci:$uart" --owner nobody
 run "unix:$SOCKETS/$uart.sock" $AS_NOBODY
