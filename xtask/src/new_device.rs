@@ -54,6 +54,8 @@ pub(crate) fn run(args: &NewDeviceArgs) -> Result<()> {
     let mut lock = cargo();
     lock.args(["metadata", "--offline", "--format-version=1"]).current_dir(&root).stdout(Stdio::null());
     crate::succeed(&mut lock)?;
+    // The order of imports depends on the name.
+    crate::succeed(cargo().args(["fmt", "--package", &format!("udrv-{name}")]).current_dir(&root))?;
     println!("laid out {}: registers, driver, model, their tests, and docs/devices/{name}.md", folder.display());
     println!("next: cargo test -p udrv-{name}, then docs/writing-a-driver.md");
     Ok(())
@@ -72,7 +74,8 @@ fn write(path: &Path, text: &str) -> Result<()> {
 /// The workspace's manifest with the new member, and the dependency by which others use it.
 fn with_lines(manifest: &str, name: &str) -> Result<String> {
     let (members, rest) = manifest.split_once(MEMBERS_END).context("it has no line of members to go before")?;
-    let (dependencies, rest) = rest.split_once(DEPENDENCIES_END).context("it has no line of dependencies to go before")?;
+    let (dependencies, rest) =
+        rest.split_once(DEPENDENCIES_END).context("it has no line of dependencies to go before")?;
     Ok(format!(
         "{members}    \"devices/{name}\",\n{MEMBERS_END}{dependencies}udrv-{name} = {{ path = \"devices/{name}\", \
          default-features = false }}\n{DEPENDENCIES_END}{rest}"
