@@ -5,4 +5,5 @@ pub mod broken;
 pub mod flushed;
 pub mod nvme;
 pub mod schedules;
+pub mod two_drivers;
 pub mod vectors;

@@ -1,9 +1,10 @@
-//! `cargo xtask demo | test | bench | fuzz | stress | vm`: everything a newcomer or CI runs.
+//! `cargo xtask demo | test | bench | fuzz | stress | new-device | vm`: everything a newcomer or CI runs.
 
 mod bench;
 mod clock;
 mod demo;
 mod fuzz;
+mod new_device;
 mod stress;
 mod stub;
 mod test;
@@ -32,6 +33,8 @@ enum Task {
     Stress(stress::StressArgs),
     /// Let libFuzzer look for bytes that break a decoder.
     Fuzz(fuzz::FuzzArgs),
+    /// Lay out a device's folder: registers, driver, model, tests, page.
+    NewDevice(new_device::NewDeviceArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Stress(args) => stress::run(&args),
         Task::Fuzz(args) => fuzz::run(&args),
+        Task::NewDevice(args) => new_device::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match outcome {
