@@ -10,7 +10,7 @@ use udrv::clock::Deadline;
 use udrv::host::{Context, Ended, Host};
 use udrv::irq::Delivery;
 use udrv_backend::{AnyBackend, Error, Result};
-use udrv_nvme::driver::{Controller, QueueConfig, Task};
+use udrv_nvme::driver::{Controller, QueueConfig, Task, Work};
 use udrv_uart16550::driver::{Serial, SerialConfig, Settings, Uart};
 
 /// Bytes over the line, each way.
@@ -62,7 +62,8 @@ pub fn run(nvme: AnyBackend, uart: AnyBackend) -> std::result::Result<Done, Stri
     };
     let serial = SerialConfig { settings: Settings::default(), wake: Box::new(|| {}), job: Box::new(serial) };
     let mut host = Host::new();
-    host.start::<Task>(nvme, Delivery::Thread, Box::new(disk)).map_err(|error| error.to_string())?;
+    let disk = Work { queues: 1, job: Box::new(disk) };
+    host.start::<Task>(nvme, Delivery::Thread, disk).map_err(|error| error.to_string())?;
     host.start::<Serial>(uart, Delivery::Thread, serial).map_err(|error| error.to_string())?;
     for report in host.join() {
         match report.ended {
