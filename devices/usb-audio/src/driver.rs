@@ -338,9 +338,8 @@ impl Stream {
         };
         let registration = Some(irqs.register(&shared.queue.line(), LINE, 0, handler)?);
         let stream = Self { registration, shared, _bandwidth: bandwidth };
-        for _ in 0..IN_FLIGHT {
-            stream.shared.next()?;
-        }
+        // No handler fills a later one meanwhile and submits it first.
+        irqs.off(|_| (0..IN_FLIGHT).try_for_each(|_| stream.shared.next()))?;
         Ok(stream)
     }
 
