@@ -26,7 +26,7 @@ pub struct Page {
 #[derive(Default)]
 struct Names {
     /// Devices in use, by address: slot, and how many handles there are.
-    devices: HashMap<String, (usize, usize)>,
+    devices: HashMap<String, (u32, usize)>,
     /// The register maps that drivers have told of, by the address of the device.
     maps: HashMap<String, (u64, u64)>,
     /// The maps written, by the driver's name.
@@ -146,14 +146,14 @@ impl Page {
         };
         let Some(number) = (0..table.count).find(free) else {
             self.word(head::REFUSED).fetch_add(1, Ordering::Relaxed);
-            return Slot { page: self, base: layout::WORDS, number: usize::MAX };
+            return Slot::NOWHERE;
         };
-        let slot = Slot { page: self, base: table.at(number), number };
+        let slot = Slot::of(table, number);
         for word in 1..table.words {
             slot.set(word, 0);
         }
         fill(&slot);
-        self.word(slot.base).store(state.to_le(), Ordering::Release);
+        self.word(slot.base()).store(state.to_le(), Ordering::Release);
         slot
     }
 
@@ -165,19 +165,19 @@ impl Page {
         self.set(at + access::TIME, monotonic());
         self.set(at + access::THREAD, thread());
         self.set(at + access::KIND, kind | width.bytes() << 8);
-        self.set(at + access::WHERE, device.slot.number as u64 & 0xffff_ffff | u64::from(region.0) << 32);
+        self.set(at + access::WHERE, u64::from(device.slot.number) | u64::from(region.0) << 32);
         self.set(at + access::OFFSET, offset);
         self.set(at + access::VALUE, value);
         self.word(at + access::NUMBER).store((number + 1).to_le(), Ordering::Release);
     }
 }
 
-/// A slot of a table, free again when dropped.
+/// A slot of a table, free again when dropped. Small: a source has one, and there may be thousands.
 #[derive(Debug)]
 pub struct Slot {
-    page: &'static Page,
-    base: usize,
-    number: usize,
+    /// Its first word.
+    base: u32,
+    number: u32,
 }
 
 impl std::fmt::Debug for Page {
@@ -187,10 +187,21 @@ impl std::fmt::Debug for Page {
 }
 
 impl Slot {
+    /// Where there was no room: what is stored there is not seen.
+    const NOWHERE: Self = Self { base: layout::WORDS as u32, number: u32::MAX };
+
+    const fn of(table: Table, number: usize) -> Self {
+        Self { base: table.at(number) as u32, number: number as u32 }
+    }
+
+    fn base(&self) -> usize {
+        self.base as usize
+    }
+
     /// One store.
     #[inline(always)]
     fn set(&self, word: usize, value: u64) {
-        self.page.set(self.base + word, value);
+        page().set(self.base() + word, value);
     }
 
     /// Gives it back without dropping: it can be seen for good.
@@ -201,7 +212,7 @@ impl Slot {
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.page.word(self.base).store(0, Ordering::Release);
+        page().word(self.base()).store(0, Ordering::Release);
     }
 }
 
@@ -209,7 +220,6 @@ impl Drop for Slot {
 #[derive(Debug)]
 pub struct Device {
     slot: Slot,
-    address: String,
 }
 
 impl Device {
@@ -221,29 +231,28 @@ impl Device {
         let mut names = page.names();
         if let Some((number, handles)) = names.devices.get_mut(&address) {
             *handles += 1;
-            let slot = Slot { page, base: layout::DEVICES.at(*number), number: *number };
-            return Self { slot, address };
+            return Self { slot: Slot::of(layout::DEVICES, *number as usize) };
         }
         let map = names.maps.get(&address).copied();
         let slot = page.take(layout::DEVICES, 1, |slot| {
-            page.set_text(slot.base + device::ADDRESS, device::ADDRESS_ROOM, address.as_bytes());
+            page.set_text(slot.base() + device::ADDRESS, device::ADDRESS_ROOM, address.as_bytes());
             show_map(slot, map.unwrap_or_default());
             show_files(slot, backend);
         });
-        if slot.number != usize::MAX {
-            names.devices.insert(address.clone(), (slot.number, 1));
+        if slot.number != u32::MAX {
+            names.devices.insert(address, (slot.number, 1));
         }
-        Self { slot, address }
+        Self { slot }
     }
 
     /// Notes a read that has been made.
     pub fn has_read(&self, region: RegionIndex, width: Width, offset: u64, value: u64) {
-        self.slot.page.note(self, region, (access::READ, width), offset, value);
+        page().note(self, region, (access::READ, width), offset, value);
     }
 
     /// Notes a write that is about to be made.
     pub fn writes(&self, region: RegionIndex, width: Width, offset: u64, value: u64) {
-        self.slot.page.note(self, region, (access::WRITE, width), offset, value);
+        page().note(self, region, (access::WRITE, width), offset, value);
     }
 }
 
@@ -264,17 +273,17 @@ fn show_files(slot: &Slot, backend: &(impl Backend + ?Sized)) {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        let mut names = self.slot.page.names();
-        let is_last = names.devices.get_mut(&self.address).is_some_and(|(_, handles)| {
+        let mut names = page().names();
+        let known = names.devices.values_mut().find(|(number, _)| *number == self.slot.number);
+        let is_last = known.is_some_and(|(_, handles)| {
             *handles -= 1;
             *handles == 0
         });
         if is_last {
-            names.devices.remove(&self.address);
+            names.devices.retain(|_, (number, _)| *number != self.slot.number);
         } else {
             // The last handle frees it.
-            let nowhere = Slot { page: self.slot.page, base: layout::WORDS, number: usize::MAX };
-            std::mem::replace(&mut self.slot, nowhere).keep();
+            std::mem::replace(&mut self.slot, Slot::NOWHERE).keep();
         }
     }
 }
@@ -288,7 +297,7 @@ pub fn describe(backend: &(impl Backend + ?Sized), map: &RegisterMap) {
     let address = &backend.info().address;
     names.maps.insert(address.clone(), place);
     if let Some((number, _)) = names.devices.get(address) {
-        let base = layout::DEVICES.at(*number);
+        let base = layout::DEVICES.at(*number as usize);
         page.set(base + device::MAP_LENGTH, place.1);
         page.set(base + device::MAP, place.0);
     }
@@ -325,15 +334,15 @@ impl Domain {
     /// Shows that this thread has a section open, until it is dropped.
     #[must_use]
     pub fn section(&self, at: &std::panic::Location<'_>) -> Section {
-        let page = self.0.page;
+        let page = page();
         Section(page.take(layout::SECTIONS, 1, |slot| {
-            slot.set(section::DOMAIN, self.0.number as u64);
+            slot.set(section::DOMAIN, self.0.number.into());
             slot.set(section::THREAD, thread());
             slot.set(section::SINCE, monotonic());
             slot.set(section::LINE, at.line().into());
             let file = at.file().as_bytes();
             let tail = file.get(file.len().saturating_sub(section::FILE_ROOM)..).unwrap_or(file);
-            page.set_text(slot.base + section::FILE, section::FILE_ROOM, tail);
+            page.set_text(slot.base() + section::FILE, section::FILE_ROOM, tail);
         }))
     }
 }
@@ -355,9 +364,9 @@ impl Source {
     pub fn new(of: &Domain, line: Option<(&dyn Backend, u32, u32)>) -> Self {
         let device = line.map(|(backend, ..)| Device::of(backend));
         let slot = page().take(layout::SOURCES, 1, |slot| {
-            slot.set(source::DOMAIN, of.0.number as u64);
+            slot.set(source::DOMAIN, of.0.number.into());
             if let (Some(device), Some((_, index, vector))) = (&device, line) {
-                slot.set(source::DEVICE, (device.slot.number as u64).wrapping_add(1));
+                slot.set(source::DEVICE, u64::from(device.slot.number) + 1);
                 slot.set(source::INDEX, index.into());
                 slot.set(source::VECTOR, vector.into());
             }
@@ -381,7 +390,7 @@ impl Buffer {
     #[must_use]
     pub fn new(of: &Device, iova: u64, size: u64, length: u64, access: u32) -> Self {
         Self(page().take(layout::BUFFERS, buffer::DRIVER, |slot| {
-            slot.set(buffer::MAPPED_FOR, of.slot.number as u64);
+            slot.set(buffer::MAPPED_FOR, of.slot.number.into());
             slot.set(buffer::IOVA, iova);
             slot.set(buffer::SIZE, size);
             slot.set(buffer::LENGTH, length);
