@@ -14,9 +14,9 @@ const QUEUE: usize = 4096;
 /// With as much received, the other end is asked to wait; with less than a quarter, to go on.
 const HIGH: usize = QUEUE / 4 * 3;
 /// Causes that one run of the handler looks at. A device that lies would keep it for ever; a true one interrupts again.
-const CAUSES: usize = 16;
+const CAUSES: usize = 4;
 /// Characters taken for one cause; what is more interrupts again.
-const CHARACTERS: usize = 2 * FIFO_SIZE;
+const CHARACTERS: usize = FIFO_SIZE;
 
 /// Received data at 8 characters: half a FIFO is left for what arrives until the handler runs.
 const FIFOS: FifoControl = FifoControl::ENABLE.union(FifoControl::TRIGGER_8);
