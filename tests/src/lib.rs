@@ -3,4 +3,5 @@
 
 pub mod broken;
 pub mod nvme;
+pub mod two_drivers;
 pub mod vectors;

@@ -179,8 +179,13 @@ impl<'a> Job<'a> {
         }
         // the two ISA ports come first, so that ttyS0 and ttyS1 are they
         qemu.args(["-serial", "chardev:console", "-serial", "chardev:output"]);
-        qemu.args(["-chardev", "null,id=pci", "-device", "pci-serial,chardev=pci,addr=8"]);
+        // two PCI ports are the ends of one line: a scenario takes the first from the kernel, which keeps the other
+        let line = escape(&self.folder.file("line"));
+        qemu.arg("-chardev").arg(format!("socket,id=line,path={line},server=on,wait=off"));
+        qemu.arg("-chardev").arg(format!("socket,id=far-end,path={line}"));
+        qemu.args(["-device", "pci-serial,chardev=line,addr=8"]);
         qemu.args(["-device", "pci-serial,chardev=to-monitor,addr=9"]);
+        qemu.args(["-device", "pci-serial,chardev=far-end,addr=0xb"]);
         if let Console::Interactive = console {
             qemu.args(["-mon", "chardev=console,mode=readline"]);
             qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} quiet"));
