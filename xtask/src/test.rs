@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check, one step after the other. A step that fails does not hide the later ones.
 
-use crate::vm::{self, VFIO_USER_TESTS, Verdict};
+use crate::vm::{self, Verdict};
 use crate::{cargo, clock, succeed};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
@@ -84,7 +84,7 @@ const STEPS: [Step; 6] = [
     },
     Step {
         name: "vfio_user",
-        what: "QEMU's vfio-user client shows the stub's edu model to a stock kernel",
+        what: "QEMU's vfio-user client shows the stub's models to a stock kernel and its own drivers",
         next: "cargo xtask test vfio_user; the guest's log is named above",
         boots: true,
         run: |context| {
@@ -127,7 +127,7 @@ fn concerns(step: &Step, context: &Context) -> Result<bool> {
     let filter = context.filter.as_str();
     let within = match step.name {
         "vm" => vm::titles(&context.repo)?.iter().any(|title| title.contains(filter)),
-        "vfio_user" => VFIO_USER_TESTS.iter().any(|title| title.contains(filter)),
+        "vfio_user" => vm::vfio_user_tests().any(|title| title.contains(filter)),
         _ => false,
     };
     Ok(step.name.contains(filter) || within)

@@ -20,7 +20,7 @@ mod watch;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};
-pub(crate) use vfio_user::{TESTS as VFIO_USER_TESTS, run as run_vfio_user};
+pub(crate) use vfio_user::{run as run_vfio_user, tests as vfio_user_tests};
 
 use anyhow::{Context as _, Result, bail};
 use machine::{Console, Job, shell_quote};
