@@ -1,8 +1,9 @@
-//! `cargo xtask demo | test | vm`: everything a newcomer or CI runs.
+//! `cargo xtask demo | test | bench | new-device | vm`: everything a newcomer or CI runs.
 
 mod bench;
 mod clock;
 mod demo;
+mod new_device;
 mod stub;
 mod test;
 mod vm;
@@ -26,6 +27,8 @@ enum Task {
     Test(test::TestArgs),
     /// Measure, side by side with peers.
     Bench(bench::BenchArgs),
+    /// Lay out a device's folder: registers, driver, model, tests, page.
+    NewDevice(new_device::NewDeviceArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::NewDevice(args) => new_device::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match outcome {
