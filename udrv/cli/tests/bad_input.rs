@@ -234,7 +234,11 @@ fn recording_is_shown_filtered_and_as_json() {
     let raised = lines(&["--register", "interrupt raise"]);
     assert_eq!(raised.len(), 3, "{raised:#?}");
     assert_eq!(lines(&["--range", "0x60..0x64"]), raised);
-    assert_eq!(lines(&["--irq"]).len(), 8, "3 factorials, 2 transfers, 1 section, 2 timed");
+    assert_eq!(
+        lines(&["--irq"]).len(),
+        3 * 8,
+        "raised, handler begun, ended: 3 factorials, 2 transfers, 1 section, 2 timed"
+    );
     assert_eq!(lines(&["--from", "3600"]).len(), 0);
     let acknowledged = lines(&["--register", "status", "--json"]);
     let object: serde_json::Value = serde_json::from_str(&acknowledged[2]).expect("JSON");
