@@ -73,6 +73,8 @@ impl Drop for Server {
 }
 
 struct Job {
+    /// Its blocks are known to be zero where nothing was written: what was there before would look like a loss.
+    zeroed: bool,
     first: u64,
     next: u64,
     /// The last number written to each block, acknowledged or not, and the last that a flush has made safe.
@@ -82,7 +84,13 @@ struct Job {
 
 impl Job {
     fn new(index: usize) -> Self {
-        Self { first: (index * BLOCKS) as u64, next: 1, written: vec![0; BLOCKS], flushed: vec![0; BLOCKS] }
+        Self {
+            zeroed: false,
+            first: (index * BLOCKS) as u64,
+            next: 1,
+            written: vec![0; BLOCKS],
+            flushed: vec![0; BLOCKS],
+        }
     }
 
     /// Checks what there is, then writes until the server is killed, or not at all if `only_checks`.
@@ -93,6 +101,9 @@ impl Job {
             Err(_) if !only_checks && requests.load(Ordering::Relaxed) > 0 => return Ok(()),
             Err(error) => return Err(error),
         };
+        if !self.zeroed && self.zero(&mut client).is_err() {
+            return Ok(()); // killed; the next round tries again
+        }
         match self.check(&mut client) {
             Ok(()) => {}
             Err(Failed::Wrong(error)) => return Err(error),
@@ -100,6 +111,15 @@ impl Job {
             Err(Failed::Left) => return Ok(()),
         }
         while !only_checks && self.batch(&mut client, requests).is_ok() {}
+        Ok(())
+    }
+
+    fn zero(&mut self, client: &mut Client) -> Result<()> {
+        for block in self.first..self.first + BLOCKS as u64 {
+            client.ask(1, block * BLOCK as u64, BLOCK as u32, &[0; BLOCK], 0)?;
+        }
+        client.ask(3, 0, 0, &[], 0)?;
+        self.zeroed = true;
         Ok(())
     }
 

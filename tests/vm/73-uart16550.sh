@@ -81,7 +81,7 @@ if "$udrv" run uart16550 --device "pci:$(bdf_of 1b36:0010)" 2>error; then fail "
 nvme=$(bdf_of 1b36:0010)
 "$stub" bind "$nvme"
 "$UDRV_BIN/nvme_hello" "pci:$nvme" | tee hello
-grep -q '^namespace 1: 131072 blocks of 512 bytes' hello || fail "nvme_hello says something else"
+grep -q '^namespace 1: 524288 blocks of 512 bytes' hello || fail "nvme_hello says something else"
 stty -F "$far_tty" raw -echo 115200
 cat <"$far_tty" >"$far_tty" &
 echo=$!

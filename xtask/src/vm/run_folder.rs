@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// How many are kept.
 const KEPT: usize = 8;
@@ -17,9 +18,11 @@ impl RunFolder {
     /// A new one below `cache`, of its own for this process and `purpose`; removes the oldest ones of processes that have ended.
     pub(crate) fn new(cache: &Path, purpose: &str) -> Result<Self> {
         remove_old(cache)?;
-        let path = cache.join(format!("run-{}-{purpose}", std::process::id()));
+        static BOOTS: AtomicU32 = AtomicU32::new(0);
+        let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
+        let path = cache.join(format!("run-{}-{purpose}-{boot}", std::process::id()));
         if path.exists() {
-            // of an earlier process with our number, or of an earlier boot of ours
+            // of an earlier process with our number
             fs::remove_dir_all(&path).with_context(|| format!("cannot remove the old {}", path.display()))?;
         }
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
