@@ -6,7 +6,7 @@ use super::gate::{Gate, Slot};
 use super::number::{me, me_if_known};
 use super::registration::Registration;
 use super::service::Service;
-use super::source::{Interrupt, Work};
+use super::source::Interrupt;
 use super::sync::Barrier;
 use super::timer::Timer;
 use super::{Delivery, IrqOptions, IrqReturn, IrqsOff, checks};
@@ -58,7 +58,7 @@ impl IrqDomain {
         self.shared.gate.is_holder(me())
     }
 
-    pub(super) fn service(&self) -> &Service {
+    pub(super) fn service(&self) -> &Arc<Service> {
         &self.service
     }
 
@@ -95,7 +95,7 @@ impl IrqDomain {
         options: IrqOptions,
         handler: impl FnMut(Interrupt) -> IrqReturn + Send + 'static,
     ) -> Result<Registration> {
-        Registration::new(self, backend, (index, vector), options, Work::Handler(Box::new(handler)))
+        Registration::new(self, backend, (index, vector), options, Box::new(handler))
     }
 
     /// Takes one vector with a handler in two halves. When `handler` returns [`IrqReturn::WakeThread`], `threaded` runs on
@@ -113,7 +113,7 @@ impl IrqDomain {
         handler: impl FnMut(Interrupt) -> IrqReturn + Send + 'static,
         threaded: impl FnMut(Interrupt) + Send + 'static,
     ) -> Result<Registration> {
-        Registration::threaded(self, backend, (index, vector), options, Box::new(handler), Box::new(threaded))
+        Registration::threaded(self, backend, (index, vector), options, handler, Box::new(threaded))
     }
 
     /// A timer whose handler is held off by sections as an interrupt's is. It does not run until armed.
@@ -198,7 +198,7 @@ pub struct SectionGuard<'domain> {
     section: Section<'domain>,
     shared: &'domain Arc<Shared>,
     gate: &'domain Gate,
-    slot: &'domain Slot,
+    slot: Option<&'domain Slot>,
     me: u32,
 }
 
@@ -207,14 +207,13 @@ impl<'domain> SectionGuard<'domain> {
     #[track_caller]
     pub(super) fn open(shared: &'domain Arc<Shared>) -> Self {
         let (gate, me) = (&shared.gate, me_if_known());
-        let quick = gate.own_slot(me).filter(|slot| gate.enter_quickly(slot, me));
+        let slot = gate.slot(me);
         // All in registers: on the quick path the guard is never in memory.
-        let (slot, me) = match quick {
-            Some(slot) => (slot, me),
-            None => {
-                let me = Self::open_slowly(gate);
-                (gate.slot(me), me)
-            }
+        let (slot, me) = if gate.enter_quickly(slot, me) {
+            (slot, me)
+        } else {
+            let me = Self::open_slowly(gate);
+            (gate.slot(me), me)
         };
         checks::opened(shared, Location::caller());
         Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot, me }

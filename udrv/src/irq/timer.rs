@@ -28,7 +28,7 @@ impl Timer {
             Delivery::Signal => Some(SigioTimer::new(domain.shared().owner)?),
             Delivery::Thread | Delivery::Poll => None,
         };
-        let handler = Box::new(move |interrupt| {
+        let handler = Box::new(move |interrupt: Interrupt| {
             handler(interrupt);
             IrqReturn::Handled
         });
