@@ -64,7 +64,7 @@ mod tests {
             assert_eq!(ranks.insert(rank, rank), None);
         }
         assert_eq!(ranks.values().copied().collect::<Vec<_>>(), [0, 63, 64, 1024, 4031]);
-        assert_eq!((ranks.insert(64, 7), ranks.get(64), ranks.len()), (Some(64), Some(&7), 5));
+        assert_eq!((ranks.insert(64, 7), ranks.get(64).copied(), ranks.len()), (Some(64), Some(7), 5));
         assert_eq!((ranks.remove(64), ranks.remove(64), ranks.len()), (Some(7), None, 4));
         assert!(ranks.pages[1].is_none() && ranks.pages[0].is_some());
     }
@@ -73,6 +73,7 @@ mod tests {
     fn rank_beyond_the_table_is_refused() {
         let mut ranks = Ranks::default();
         assert_eq!(ranks.insert(64 * WORDS as u32, 'x'), Some('x'));
-        assert_eq!((ranks.get(u32::MAX), ranks.remove(u32::MAX), ranks.len()), (None, None, 0));
+        assert!(ranks.get(u32::MAX).is_none());
+        assert_eq!((ranks.remove(u32::MAX), ranks.len()), (None, 0));
     }
 }
