@@ -3,7 +3,8 @@
 //!
 //! # Protocol
 //! Each thread owns a *slot* per domain, written by that thread alone, so that opening and closing a section are plain
-//! stores. *Holder* says who delivers, and a bit beside the marks that somebody does: a section looks at that. Three pairs of "write mine, barrier, read yours" make it safe:
+//! stores. *Holder* says who delivers, and a bit beside the marks that somebody does, which is what a section looks at.
+//! Three pairs of "write mine, barrier, read yours" make it safe:
 //!
 //! | | writes | then reads | so that |
 //! |---|---|---|---|
