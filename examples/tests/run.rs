@@ -10,7 +10,12 @@ fn run(example: &str, arguments: &[&str]) -> Output {
 /// Runs an example, which must succeed and print each of `lines`.
 #[track_caller]
 fn assert_prints(example: &str, lines: &[&str]) {
-    let output = run(example, &[]);
+    assert_prints_of(example, &[], lines);
+}
+
+#[track_caller]
+fn assert_prints_of(example: &str, arguments: &[&str], lines: &[&str]) {
+    let output = run(example, arguments);
     let (said, complained) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{complained}");
     for line in lines {
@@ -56,6 +61,16 @@ fn nvme_identify_refuses_another_device() {
     let output = run(env!("CARGO_BIN_EXE_nvme_identify"), &[]);
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("model:edu is no NVMe controller"));
+}
+
+#[test]
+fn nvme_hello_reads_a_block() {
+    let lines = [
+        "controller:  udrv NVMe model, serial number udrv-model",
+        "namespace 1: 131072 blocks of 512 bytes",
+        "block 0:     0 bytes that are not zero",
+    ];
+    assert_prints_of(env!("CARGO_BIN_EXE_nvme_hello"), &["model:nvme"], &lines);
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Takes PCI devices from the kernel and serves them to drivers over vfio-user.
+//! Takes devices from the kernel and serves them to drivers: PCI devices over vfio-user, USB devices by passing on their nodes.
 
 pub mod bind;
 pub mod doctor;

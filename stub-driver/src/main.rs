@@ -9,9 +9,9 @@ use stub_driver::{bind, doctor, list, serve, status, usb};
 #[command(
     name = "stub-driver",
     version,
-    about = "Takes PCI devices from the kernel and serves them to drivers over vfio-user",
+    about = "Takes PCI and USB devices from the kernel and serves them to unprivileged drivers",
     after_help = "Examples:\n  stub-driver list\n  stub-driver doctor 0000:03:00.0\n  stub-driver serve pci:0000:03:00.0 --owner alice\n  \
-stub-driver serve model:edu --socket-dir /tmp/udrv\n\nThen, as that user: udrv info unix:/run/udrv/0000:03:00.0.sock"
+stub-driver serve usb:1-2 --owner alice\n  stub-driver serve model:edu --socket-dir /tmp/udrv\n\nThen, as that user: udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -68,13 +68,24 @@ fn main() -> ExitCode {
     }
 }
 
-/// A value of the wrong form is one line, as every other error; clap says the rest, help and version included.
+/// clap's error in one line, as every other error: what is wrong, and the command's usage. Help and version are as clap has them.
 fn misused(error: &clap::Error) -> ExitCode {
-    match std::error::Error::source(error) {
-        Some(wrong) if error.kind() == clap::error::ErrorKind::ValueValidation => {
-            eprintln!("stub-driver: {wrong}");
-            ExitCode::from(2)
-        }
-        _ => error.exit(),
+    use clap::error::ErrorKind;
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || !error.use_stderr();
+    if is_help {
+        error.exit();
     }
+    match std::error::Error::source(error) {
+        Some(wrong) if error.kind() == ErrorKind::ValueValidation => eprintln!("stub-driver: {wrong}"),
+        _ => {
+            let text = error.to_string();
+            let mut paragraphs =
+                text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+            let what = paragraphs.next().unwrap_or_default();
+            let usage = paragraphs.find(|paragraph| paragraph.starts_with("Usage:"));
+            let usage = usage.unwrap_or_else(|| "See stub-driver --help".into());
+            eprintln!("stub-driver: {}. {usage}", what.trim_start_matches("error: "));
+        }
+    }
+    ExitCode::from(2)
 }

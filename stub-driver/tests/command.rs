@@ -428,3 +428,19 @@ fn child_process_says_what_it_sees() {
         Err(error) => println!("seen: {error}"),
     }
 }
+
+#[test]
+fn misused_command_is_one_line_with_its_usage() {
+    for (arguments, said) in [
+        (&["bind"][..], "<BDF>. Usage: stub-driver bind"),
+        (&["release", "--bogus"], "'--bogus' found. Usage: stub-driver release"),
+        (&["frobnicate"], "'frobnicate'. Usage: stub-driver"),
+        (&["bind", "03:00"], "expected a PCI address such as"),
+    ] {
+        let output = command(arguments).output().expect("run");
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert_eq!(error.lines().count(), 1, "{arguments:?}: {error}");
+        assert!(error.contains(said), "{arguments:?}: {error}");
+    }
+}

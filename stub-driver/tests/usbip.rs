@@ -6,8 +6,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 use stub_driver::usb::session::{self, Exported};
-use stub_driver::usb::usbip::{Command, packet_lengths};
 use udrv_usb::software::{Identity, Model, Reply, Software};
+use udrv_usb::usbip::{Command, packet_lengths};
 use udrv_usb::{EndpointAddress, Speed};
 use udrv_usb_storage::model::Disk;
 

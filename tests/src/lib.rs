@@ -2,5 +2,8 @@
 #![forbid(unsafe_code)]
 
 pub mod broken;
+pub mod flushed;
 pub mod nvme;
+pub mod schedules;
+pub mod two_drivers;
 pub mod vectors;

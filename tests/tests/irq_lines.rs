@@ -64,11 +64,13 @@ fn line_nobody_acknowledges_is_unmasked_counted_as_spurious_and_delivered_again(
 
 #[test]
 fn vector_taken_exclusively_is_refused_to_a_second_handler() {
-    let (device, domain) = setup(Delivery::Poll);
-    let handler = |_| IrqReturn::Handled;
-    let _irq = domain.register(&device.backend(), IrqIndex::MSI, 0, handler).expect("registered");
-    let second = domain.register_with(&device.backend(), IrqIndex::MSI, 0, SHARED, handler);
-    assert!(matches!(second, Err(Error::Unavailable { .. })));
+    for delivery in DELIVERIES {
+        let (device, domain) = setup(delivery);
+        let handler = |_| IrqReturn::Handled;
+        let _irq = domain.register(&device.backend(), IrqIndex::MSI, 0, handler).expect("registered");
+        let second = domain.register_with(&device.backend(), IrqIndex::MSI, 0, SHARED, handler);
+        assert!(matches!(second, Err(Error::Unavailable { .. })));
+    }
 }
 
 #[test]
@@ -263,16 +265,21 @@ fn storm_of_messages_is_disarmed_and_rearmed_on_demand() {
 
 #[test]
 fn handled_interrupts_are_no_storm() {
-    let (device, domain) = setup(Delivery::Poll);
-    let runs = Arc::new(AtomicU64::new(0));
-    let count = Arc::clone(&runs);
-    let options = IrqOptions { storm_window: 100, ..IrqOptions::default() };
-    let handler = move |_| {
-        if count.fetch_add(1, Ordering::SeqCst).is_multiple_of(50) { IrqReturn::Handled } else { IrqReturn::None }
-    };
-    let irq = domain.register_with(&device.backend(), IrqIndex::MSI, 0, options, handler).expect("registered");
-    (0..1000).for_each(|_| irq.pend());
-    assert_eq!((irq.stats().stormed, runs.load(Ordering::SeqCst)), (false, 1000));
+    for delivery in DELIVERIES {
+        let (device, domain) = setup(delivery);
+        let runs = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&runs);
+        let options = IrqOptions { storm_window: 100, ..IrqOptions::default() };
+        let handler = move |_| {
+            if count.fetch_add(1, Ordering::SeqCst).is_multiple_of(50) { IrqReturn::Handled } else { IrqReturn::None }
+        };
+        let irq = domain.register_with(&device.backend(), IrqIndex::MSI, 0, options, handler).expect("registered");
+        for count in 1..=1000 {
+            irq.pend();
+            until("each delivery", || irq.stats().delivered == count);
+        }
+        assert_eq!((irq.stats().stormed, runs.load(Ordering::SeqCst)), (false, 1000));
+    }
 }
 
 #[test]

@@ -94,25 +94,27 @@ fn section_that_panics_is_closed() {
 
 #[test]
 fn section_on_another_thread_holds_handlers_back() {
-    let it = counted(Delivery::Thread);
-    let (opened, is_open) = mpsc::channel();
-    let (close, may_close) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        let domain = it.domain.clone();
-        let other = scope.spawn(move || {
-            domain.off(|_| {
-                opened.send(()).expect("opened");
-                may_close.recv_timeout(Duration::from_secs(10)).expect("told to close");
+    for delivery in DELIVERIES {
+        let it = counted(delivery);
+        let (opened, is_open) = mpsc::channel();
+        let (close, may_close) = mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            let domain = it.domain.clone();
+            let other = scope.spawn(move || {
+                domain.off(|_| {
+                    opened.send(()).expect("opened");
+                    may_close.recv_timeout(Duration::from_secs(10)).expect("told to close");
+                });
             });
+            is_open.recv_timeout(Duration::from_secs(10)).expect("the section opens");
+            it.fire();
+            it.wait_raised(1);
+            assert_eq!(it.runs(), 0);
+            close.send(()).expect("close");
+            other.join().expect("the other thread");
         });
-        is_open.recv_timeout(Duration::from_secs(10)).expect("the section opens");
-        it.fire();
-        it.wait_raised(1);
-        assert_eq!(it.runs(), 0);
-        close.send(()).expect("close");
-        other.join().expect("the other thread");
-    });
-    assert_eq!(it.runs(), 1);
+        assert_eq!(it.runs(), 1);
+    }
 }
 
 #[test]
@@ -132,59 +134,71 @@ fn disabled_source_keeps_its_signal_until_the_last_enable() {
 
 #[test]
 fn dropped_registration_waits_for_its_handler() {
-    let device: AnyBackend = Arc::new(udrv_edu::model::edu());
-    let domain = IrqDomain::new(Delivery::Thread).expect("a domain");
-    let (entered, is_inside) = mpsc::channel();
-    let (leave, may_leave) = mpsc::channel::<()>();
-    let finished = Arc::new(AtomicU64::new(0));
-    let finish = Arc::clone(&finished);
-    let handler = move |_| {
-        let _seen = entered.send(());
-        let _told = may_leave.recv_timeout(Duration::from_secs(10));
-        finish.store(1, Ordering::SeqCst);
-        IrqReturn::Handled
-    };
-    let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
-    device.fire_irq(IrqIndex::MSI, 0).expect("fire");
-    is_inside.recv_timeout(Duration::from_secs(10)).expect("the handler runs");
-    let dropper = std::thread::spawn(move || drop(irq));
-    leave.send(()).expect("leave");
-    dropper.join().expect("the drop returns");
-    assert_eq!(finished.load(Ordering::SeqCst), 1, "the drop returned before the handler");
+    for delivery in DELIVERIES {
+        let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let (entered, is_inside) = mpsc::channel();
+        let (leave, may_leave) = mpsc::channel::<()>();
+        let finished = Arc::new(AtomicU64::new(0));
+        let finish = Arc::clone(&finished);
+        let handler = move |_| {
+            let _seen = entered.send(());
+            let _told = may_leave.recv_timeout(Duration::from_secs(10));
+            finish.store(1, Ordering::SeqCst);
+            IrqReturn::Handled
+        };
+        let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
+        device.fire_irq(IrqIndex::MSI, 0).expect("fire");
+        // Where handlers run at delivery points, on this thread.
+        let (waiting, ran) = (domain.clone(), Arc::clone(&finished));
+        let runner = std::thread::spawn(move || waiting.wait("it", soon(), || ran.load(Ordering::SeqCst) == 1));
+        is_inside.recv_timeout(Duration::from_secs(10)).expect("the handler runs");
+        let dropper = std::thread::spawn(move || drop(irq));
+        leave.send(()).expect("leave");
+        dropper.join().expect("the drop returns");
+        assert_eq!(finished.load(Ordering::SeqCst), 1, "{delivery:?}: the drop returned before the handler");
+        runner.join().expect("no panic").expect("it ran");
+    }
 }
 
 #[test]
 fn disable_from_its_own_handler_is_an_error() {
-    let device: AnyBackend = Arc::new(udrv_edu::model::edu());
-    let domain = IrqDomain::new(Delivery::Thread).expect("a domain");
-    let (tell, told) = mpsc::channel();
-    let own = Arc::new(std::sync::OnceLock::<Registration>::new());
-    let seen = Arc::clone(&own);
-    let handler = move |_| {
-        let refused = matches!(seen.get().map(Registration::disable), Some(Err(Error::NotSupported { .. })));
-        let _told = tell.send(refused);
-        IrqReturn::Handled
-    };
-    let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
-    assert!(own.set(irq).is_ok());
-    device.fire_irq(IrqIndex::MSI, 0).expect("fire");
-    assert!(told.recv_timeout(Duration::from_secs(10)).expect("the handler ends"), "disable must refuse");
+    for delivery in DELIVERIES {
+        let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let (tell, told) = mpsc::channel();
+        let own = Arc::new(std::sync::OnceLock::<Registration>::new());
+        let seen = Arc::clone(&own);
+        let handler = move |_| {
+            let refused = matches!(seen.get().map(Registration::disable), Some(Err(Error::NotSupported { .. })));
+            let _told = tell.send(refused);
+            IrqReturn::Handled
+        };
+        let irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
+        assert!(own.set(irq).is_ok());
+        device.fire_irq(IrqIndex::MSI, 0).expect("fire");
+        let ran = || own.get().is_some_and(|irq| irq.stats().delivered == 1);
+        domain.wait("the handler", soon(), ran).expect("it ends");
+        assert!(told.recv_timeout(Duration::from_secs(10)).expect("the handler ends"), "disable must refuse");
+    }
 }
 
 #[test]
 fn panicking_handler_is_retired_and_its_neighbour_goes_on() {
-    let it = counted(Delivery::Thread);
-    let other: AnyBackend = Arc::new(udrv_edu::model::edu());
-    let bad = it
-        .domain
-        .register(&other, IrqIndex::MSI, 0, |_| std::panic::resume_unwind(Box::new("a bug")))
-        .expect("a registration");
-    other.fire_irq(IrqIndex::MSI, 0).expect("fire");
-    it.domain.wait("the panic", soon(), || bad.stats().delivered == 1).expect("it ran once");
-    other.fire_irq(IrqIndex::MSI, 0).expect("fire again");
-    it.fire();
-    it.domain.wait("delivery", soon(), || it.runs() == 1).expect("the neighbour is served");
-    assert_eq!(bad.stats().delivered, 1);
+    for delivery in DELIVERIES {
+        let it = counted(delivery);
+        let other: AnyBackend = Arc::new(udrv_edu::model::edu());
+        let bad = it
+            .domain
+            .register(&other, IrqIndex::MSI, 0, |_| std::panic::resume_unwind(Box::new("a bug")))
+            .expect("a registration");
+        other.fire_irq(IrqIndex::MSI, 0).expect("fire");
+        it.domain.wait("the panic", soon(), || bad.stats().delivered == 1).expect("it ran once");
+        other.fire_irq(IrqIndex::MSI, 0).expect("fire again");
+        it.fire();
+        it.domain.wait("delivery", soon(), || it.runs() == 1).expect("the neighbour is served");
+        assert_eq!(bad.stats().delivered, 1);
+    }
 }
 
 #[test]

@@ -24,6 +24,9 @@ use udrv_edu::registers::{INTERRUPT_ACKNOWLEDGE, INTERRUPT_RAISE, INTERRUPT_STAT
 /// How long the driver stands.
 const STOPPED: Duration = Duration::from_secs(2);
 
+/// As above, in gdb.
+const IN_GDB: Duration = Duration::from_secs(3);
+
 /// What is stopped.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
@@ -31,7 +34,22 @@ enum What {
     Process,
     /// The one that has the section open; the domain's own thread goes on.
     Thread,
+    /// All threads, by a breakpoint in gdb, which then steps through the section.
+    InGdb,
 }
+
+/// What gdb does. It tells us by echo(1), since its own output may be late, and is told on the input that is the driver's, too.
+const GDB: [&str; 9] = [
+    "set startup-with-shell off",
+    "set disable-randomization off",
+    "break irq_stopped::in_the_section",
+    "run",
+    "shell echo gdb stands; read line; echo gdb steps",
+    "next",
+    "step",
+    "next",
+    "continue",
+];
 
 struct Stopped {
     delivery: Delivery,
@@ -67,7 +85,17 @@ impl Stopped {
         let model: AnyBackend = Arc::new(udrv_edu::model::edu());
         let export = Export::shared("edu", Arc::new(Arc::clone(&model)));
         let server = DeviceServer::start(export, &folder.join("edu.sock")).expect("served");
-        let mut child = Command::new(std::env::current_exe().expect("this test"))
+        let test = std::env::current_exe().expect("this test");
+        let mut driver = Command::new(&test);
+        if what == What::InGdb {
+            driver = Command::new("gdb");
+            driver.args(["-nx", "-q", "-batch"]);
+            for command in GDB {
+                driver.args(["-ex", command]);
+            }
+            driver.arg("--args").arg(test);
+        }
+        let mut child = driver
             .args(["--exact", "child_process_is_the_driver", "--nocapture"])
             .env("UDRV_TEST_STOPPED", server.path())
             .env("UDRV_TEST_DELIVERY", format!("{delivery:?}"))
@@ -98,6 +126,7 @@ impl Stopped {
                 kill(self.process(), Signal::SIGSTOP).expect("stopped");
                 waitpid(self.process(), Some(WaitPidFlag::WUNTRACED)).expect("it stands");
             }
+            What::InGdb => unreachable!("it stops by itself"),
             What::Thread => {
                 ptrace(libc::PTRACE_SEIZE, self.thread);
                 ptrace(libc::PTRACE_INTERRUPT, self.thread);
@@ -110,6 +139,7 @@ impl Stopped {
         match what {
             What::Process => kill(self.process(), Signal::SIGCONT).expect("it goes on"),
             What::Thread => ptrace(libc::PTRACE_DETACH, self.thread),
+            What::InGdb => self.child.stdin.as_mut().expect("its input").write_all(b"step\n").expect("told"),
         }
         self.child.stdin.as_mut().expect("its input").write_all(b"go\n").expect("told");
     }
@@ -117,11 +147,17 @@ impl Stopped {
 
 fn driver_stopped_in_a_section(what: What) {
     let mut drivers = DELIVERIES.map(|delivery| Stopped::start(delivery, what));
-    drivers.iter().for_each(|driver| driver.stop(what));
-    let end = Deadline::after(STOPPED);
+    for driver in &mut drivers {
+        match what {
+            What::InGdb => drop(driver.line("gdb stands")),
+            What::Process | What::Thread => driver.stop(what),
+        }
+    }
+    let time = if what == What::InGdb { IN_GDB } else { STOPPED };
+    let end = Deadline::after(time);
     for bit in 0.. {
         // Each cause once at least, and on through all the time that they stand: 200 and odd messages, spread over it.
-        let next = Deadline::after(STOPPED / 200);
+        let next = Deadline::after(time / 200);
         for driver in &drivers {
             let cause = 1 << (bit % 32);
             driver.model.write(RegionIndex::BAR0, INTERRUPT_RAISE.offset, Width::Bits32, cause).expect("raised");
@@ -147,6 +183,22 @@ fn process_stopped_in_a_section_loses_no_interrupt() {
 #[test]
 fn thread_stopped_in_a_section_loses_no_interrupt() {
     driver_stopped_in_a_section(What::Thread);
+}
+
+#[test]
+fn driver_stepped_by_gdb_through_a_section_loses_no_interrupt() {
+    if Command::new("gdb").arg("--version").output().is_err() {
+        assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "there is no gdb: install it");
+        return println!("left out: there is no gdb on this machine");
+    }
+    driver_stopped_in_a_section(What::InGdb);
+}
+
+/// Where gdb stops.
+#[inline(never)]
+fn in_the_section() -> i32 {
+    let thread = nix::unistd::gettid().as_raw();
+    std::hint::black_box(thread)
 }
 
 /// Not a test by itself: the driver that is stopped.
@@ -175,6 +227,7 @@ fn child_process_is_the_driver() {
     domain.off(|_| {
         inside.store(1, Ordering::SeqCst);
         println!("open {}", nix::unistd::gettid());
+        in_the_section();
         let told = std::io::stdin().lines().next();
         assert_eq!(told.expect("not the end").expect("read"), "go");
         inside.store(0, Ordering::SeqCst);

@@ -64,17 +64,26 @@ fn may_use(user: &str, used: &str) -> bool {
     match user {
         "stub-driver/wire" | "udrv/backend" => false,
         "stub-driver/channel" => ["stub-driver/wire", "udrv/backend"].contains(&used),
-        "devices/model" | "udrv/vfio" | "udrv/usb" | "udrv/debug" => used == "udrv/backend",
+        "devices/model" | "udrv/vfio" | "udrv/usb" | "udrv/debug" | "udrv/inspect" => used == "udrv/backend",
         "udrv" => {
-            ["udrv/backend", "udrv/debug", "udrv/vfio", "stub-driver/wire", "stub-driver/channel"].contains(&used)
+            let below = ["udrv/backend", "udrv/debug", "udrv/inspect", "udrv/vfio"];
+            below.contains(&used) || ["stub-driver/wire", "stub-driver/channel"].contains(&used)
         }
         device if is_device(device) => ["udrv/backend", "udrv", "udrv/usb", "devices/model"].contains(&used),
         "stub-driver" => {
-            let below = ["udrv/backend", "udrv/vfio", "udrv/usb", "stub-driver/wire", "stub-driver/channel"];
+            let below = [
+                "udrv/backend",
+                "udrv/debug",
+                "udrv/inspect",
+                "udrv/vfio",
+                "udrv/usb",
+                "stub-driver/wire",
+                "stub-driver/channel",
+            ];
             below.contains(&used) || used == "devices/model" || is_device(used)
         }
         "udrv/cli" => used != "stub-driver" && used != "xtask",
-        "tests" => used != "xtask",
+        "tests" | "tests/fuzz" => used != "xtask",
         example if example.starts_with("examples") => used != "xtask",
         "xtask" => false,
         other => panic!("{other} has no layer: say in may_use what it may use"),

@@ -1,12 +1,14 @@
 //! Replay: a recording drives a driver as the device did, and a driver that does something else is told so.
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use udrv::host::{Ended, Host};
 use udrv::irq::Delivery;
-use udrv_backend::{AnyBackend, Backend as _, RegionIndex, Result, Width};
+use udrv_backend::{AnyBackend, Backend as _, IrqIndex, RegionIndex, Result, Width};
 use udrv_debug::replay::Replay;
-use udrv_debug::trace::{Options, Recorder, Trace};
+use udrv_debug::trace::{Event, Options, Outcome, Recorder, Trace, What};
 use udrv_edu::driver::{Finding, Tour, TourConfig};
 
 const BAR0: RegionIndex = RegionIndex::BAR0;
@@ -166,4 +168,40 @@ fn tour_with_one_bit_changed_in_the_recording_diverges() {
     let failed = findings(Arc::new(Replay::new(trace, "replay:changed".into())), Delivery::Thread);
     let failed = failed.expect_err("a divergence");
     assert!(failed.contains("devices/edu/src/driver.rs") && failed.contains("expected"), "{failed}");
+}
+
+#[test]
+fn signal_of_a_vector_that_is_not_armed_waits_for_it_and_holds_up_no_other() {
+    let recording = Recording::of("unarmed", |_| {});
+    let mut trace = Trace::open(&recording.0).expect("a trace");
+    let event = |what| Event { number: 0, time: std::time::Duration::ZERO, thread: 1, what };
+    let (index, count) = (IrqIndex::MSI, 1);
+    trace.events = [0, 1].map(|vector| event(What::Irq { index, vector, count })).to_vec();
+    trace.device.irqs = vec![(2, 0); 5];
+    let replay = Replay::new(trace, "replay:unarmed".into());
+    for vector in [1, 0] {
+        let trigger = EventFd::from_flags(EfdFlags::EFD_NONBLOCK).expect("an eventfd");
+        replay.set_triggers(IrqIndex::MSI, vector, &[Some(trigger.as_fd())]).expect("armed");
+        assert_eq!(trigger.read(), Ok(1), "vector {vector}");
+    }
+}
+
+#[test]
+fn long_recording_replays_in_no_time_though_a_poll_at_its_beginning_is_left_out() {
+    const WRITES: u64 = 50_000;
+    let recording = Recording::of("long", |_| {});
+    let mut trace = Trace::open(&recording.0).expect("a trace");
+    let (region, width, outcome) = (BAR0, Width::Bits32, Outcome::Done);
+    let poll = What::Read { region: RegionIndex::CONFIG, offset: 0, width, value: 7, outcome };
+    let writes = (0..WRITES).map(|value| What::Write { region, offset: LIVENESS, width, value, outcome });
+    let all = [poll.clone(), poll].into_iter().chain(writes).enumerate();
+    let event = |(number, what)| Event { number: number as u64, time: std::time::Duration::ZERO, thread: 1, what };
+    trace.events = all.map(event).collect();
+    let replay = Replay::new(trace, "replay:long".into());
+    replay.read(RegionIndex::CONFIG, 0, width).expect("read once, of twice");
+    let began = udrv_backend::clock::now();
+    for value in 0..WRITES {
+        write(&replay, LIVENESS, value).expect("written");
+    }
+    assert!(began.elapsed().as_secs() < 5, "{:?}", began.elapsed());
 }

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use stub_driver::serve::{DeviceServer, Export};
+use stub_driver::serve::{DeviceServer, Export, Recordings};
+use udrv::debug::trace::Options;
 use udrv::host::{Ended, Host};
 use udrv::irq::Delivery;
 use udrv_backend::{AnyBackend, Backend as _, Error, IrqIndex, RegionIndex, Width};
@@ -146,4 +147,24 @@ fn child_process_serves_until_killed() {
     println!("serving");
     // Until killed, or until whoever started it is gone and closes our input.
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+}
+
+#[test]
+fn lease_that_is_recorded_replays_what_its_client_did() {
+    let folder = Folder::new("recorded");
+    let options = Options { dma_contents: true, ..Options::default() };
+    let recordings = Recordings::new(&folder.0.join("recordings"), options).expect("a folder");
+    let export = Export::shared("edu", Arc::new(udrv_edu::model::edu())).recorded(Some(recordings));
+    let server = DeviceServer::start(export, &folder.socket()).expect("served");
+    for _ in 0..2 {
+        tour(connect(server.path()), Delivery::Thread, IrqIndex::MSI);
+    }
+    drop(server);
+    for number in [1, 2] {
+        let path = folder.0.join(format!("recordings/edu-{number}.trace"));
+        let trace = udrv::debug::trace::Trace::open(&path).expect("a recording");
+        assert_eq!((trace.lost, trace.device.address.as_str()), (0, "model:edu"));
+        // Configuration space is answered by message too, and the stub itself makes the device quiet at the end.
+        tour(udrv::open(&format!("replay:{}", path.display())).expect("a recording"), Delivery::Thread, IrqIndex::MSI);
+    }
 }

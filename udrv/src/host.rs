@@ -4,8 +4,8 @@ use crate::irq::{Delivery, IrqDomain};
 use crate::{backend::AnyBackend, pci};
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Once};
 use std::thread::JoinHandle;
 use udrv_backend::{Error, Result};
 
@@ -155,7 +155,23 @@ impl Host {
     }
 }
 
+/// Shows what a panic says in the inspection page, where it is found after the process's end.
+fn show_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            let trace = std::backtrace::Backtrace::force_capture();
+            let thread = std::thread::current();
+            let name = thread.name().unwrap_or("without a name");
+            udrv_inspect::page().panicked(&format!("thread `{name}` {panic}\n{trace}"));
+            before(panic);
+        }));
+    });
+}
+
 fn supervise<D: Driver>(device: AnyBackend, delivery: Delivery, stop: Stop, config: D::Config) -> Report {
+    show_panics();
     // Both outlive what may panic: the device is made quiet before their buffers are unmapped under it.
     let (mut context, mut driver) = (None, None);
     let work = catch_unwind(AssertUnwindSafe(|| -> Result<()> {

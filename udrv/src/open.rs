@@ -15,7 +15,7 @@ pub fn open(address: &str) -> Result<AnyBackend> {
         Some(("unix", path)) => Ok(Arc::new(crate::vfio_user::Client::connect(Path::new(path))?)),
         Some(("replay", file)) => Ok(Arc::new(udrv_debug::replay::Replay::open(Path::new(file))?)),
         _ => {
-            let expected = "pci:DDDD:BB:DD.F, unix:PATH, replay:FILE, model:edu or model:nvme";
+            let expected = "pci:DDDD:BB:DD.F, unix:PATH, replay:FILE, model:edu, model:nvme or model:uart16550";
             Err(Error::BadAddress { given: address.into(), expected })
         }
     }

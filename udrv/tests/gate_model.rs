@@ -21,7 +21,7 @@ mod pending;
 mod sync {
     //! What `src/irq/sync.rs` is to the library.
 
-    pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    pub(super) use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
     pub(super) use loom::sync::{Mutex, MutexGuard};
     use std::cell::Cell;
     use std::time::Duration;
@@ -32,6 +32,10 @@ mod sync {
         NoFenceAtEnable,
         ClearAfterCheck,
         WakeBeforeMark,
+        EndForgetsTheHolder,
+        EndDoesNotWait,
+        SleepTrustsTheSection,
+        NoFenceAtSleep,
     }
 
     thread_local! {
@@ -41,6 +45,18 @@ mod sync {
 
     pub(super) fn mutant(which: Mutant) -> bool {
         MUTANT.get() == Some(which)
+    }
+
+    loom::lazy_static! {
+        static ref FENCES: AtomicU32 = AtomicU32::new(0);
+    }
+
+    /// A fence that is an access to one object, too: loom changes the order only of accesses to the same object, and of those
+    /// it compares each with the last one only, so that it misses what happens between a fence and the load behind it.
+    /// Being relaxed, the access orders nothing by itself.
+    pub(super) fn fence(order: Ordering) {
+        FENCES.fetch_add(1, Ordering::Relaxed);
+        loom::sync::atomic::fence(order);
     }
 
     /// As few as make a thread without a slot possible.
@@ -172,8 +188,14 @@ impl World {
             self.gate.enter_slowly(me);
         }
         self.touch();
-        if self.gate.leave(slot, me) {
+        self.end_section(me);
+    }
+
+    /// As `Shared::after_section`.
+    fn end_section(&self, me: u32) {
+        if self.gate.leave(self.gate.slot(me), me) {
             self.deliver(me);
+            self.gate.wait_out(me);
         }
     }
 
@@ -188,10 +210,13 @@ impl World {
         self.nudged.notify_all();
     }
 
-    fn deliver(&self, me: u32) {
-        loop {
-            if self.gate.claim(me) != Claim::Held {
-                return;
+    /// As `Shared::deliver`. True if it stopped before a section that is open.
+    fn deliver(&self, me: u32) -> bool {
+        while self.gate.pending.any() {
+            match self.gate.claim(me) {
+                Claim::Held => {}
+                Claim::Nested => return false,
+                Claim::Open => return true,
             }
             while let Some(rank) = self.gate.pending.take() {
                 self.active.store(true, Ordering::Relaxed);
@@ -200,11 +225,30 @@ impl World {
                     self.handled[rank as usize].fetch_add(count as u32, Ordering::Relaxed);
                 }
                 self.active.store(false, Ordering::Release);
-                self.gate.advance();
+                if self.gate.advance() {
+                    self.wake();
+                }
             }
             self.gate.release();
-            if !self.gate.pending.any() {
-                return;
+        }
+        false
+    }
+
+    /// As `Shared::serve`: delivers and sleeps, until `done`.
+    fn serve(&self, me: u32, done: impl Fn() -> bool) {
+        while !done() {
+            let held_back = self.deliver(me);
+            if self.gate.fall_asleep(me, self.gate.progress(), held_back, 62) {
+                if done() {
+                    return self.gate.wake_up();
+                }
+                let mut nudge = sync::lock(&self.nudge);
+                while !*nudge {
+                    nudge = self.nudged.wait(nudge).expect("loom does not poison");
+                }
+                *nudge = false;
+                drop(nudge);
+                self.gate.wake_up();
             }
         }
     }
@@ -249,13 +293,10 @@ fn sections_of_two_threads_against_delivery() {
     let threads = [0, 2].map(|me| {
         let driver = world.clone();
         loom::thread::spawn(move || {
-            let slot = driver.gate.slot(me);
-            if !driver.gate.enter_quickly(slot, me) {
+            if !driver.gate.enter_quickly(driver.gate.slot(me), me) {
                 driver.gate.enter_slowly(me);
             }
-            if driver.gate.leave(slot, me) {
-                driver.deliver(me);
-            }
+            driver.end_section(me);
         })
     });
     world.raise(0);
@@ -283,23 +324,41 @@ fn sleep_against_raise() {
     let world = World::start(Barrier::Asymmetric);
     let other = world.clone();
     let thread = loom::thread::spawn(move || other.raise(0));
-    while world.handled(0) == 0 {
-        let seen = world.gate.progress();
-        world.deliver(1);
-        if world.handled(0) != 0 {
-            break;
-        }
-        if world.gate.fall_asleep(1, seen, false, 62) {
-            let mut nudge = sync::lock(&world.nudge);
-            while !*nudge {
-                nudge = world.nudged.wait(nudge).expect("loom does not poison");
-            }
-            *nudge = false;
-            drop(nudge);
-            world.gate.wake_up();
-        }
-    }
+    world.serve(1, || world.handled(0) == 1);
     thread.join().expect("the raising thread");
+}
+
+/// What is pending when a section closes has been handled when that returns, though another thread may just have begun to
+/// deliver it.
+fn section_end_against_delivery_just_begun(barrier: Barrier) {
+    let world = World::start(barrier);
+    let driver = world.clone();
+    let thread = loom::thread::spawn(move || {
+        if !driver.gate.enter_quickly(driver.gate.slot(0), 0) {
+            driver.gate.enter_slowly(0);
+        }
+        driver.raise(0);
+        driver.end_section(0);
+        assert_eq!(driver.handled(0), 1, "the section's end returned before its interrupt was handled");
+        // What the handler touched, and whoever opened the section touches next.
+        driver.touch();
+    });
+    world.deliver(1);
+    thread.join().expect("the driver's thread");
+}
+
+/// The domain's thread falls asleep beside a section that holds back what is pending, while that section closes and one more
+/// source is raised, by a call that delivers nothing.
+fn sleep_against_a_closing_section_and_a_raise() {
+    let world = World::start(Barrier::Asymmetric);
+    world.raise(1);
+    let driver = world.clone();
+    let thread = loom::thread::spawn(move || {
+        driver.section(0);
+        driver.raise(0);
+    });
+    world.serve(1, || world.handled(0) == 1 && world.handled(1) == 1);
+    thread.join().expect("the driver's thread");
 }
 
 /// A thread that waits for a delivery made by another.
@@ -360,6 +419,18 @@ fn raise_beside_a_sleeper_wakes_it() {
 }
 
 #[test]
+fn section_end_waits_for_a_delivery_just_begun() {
+    for barrier in [Barrier::Asymmetric, Barrier::Fence] {
+        check(None, TWO_THREADS, move || section_end_against_delivery_just_begun(barrier));
+    }
+}
+
+#[test]
+fn sleeper_beside_a_closing_section_is_woken_by_a_raise() {
+    check(None, TWO_THREADS, sleep_against_a_closing_section_and_a_raise);
+}
+
+#[test]
 fn delivery_ends_a_wait() {
     check(None, TWO_THREADS, wait_against_delivery);
 }
@@ -389,4 +460,26 @@ fn checker_notices_pending_cleared_after_the_check() {
 #[test]
 fn checker_notices_a_wake_before_the_mark() {
     catches(Mutant::WakeBeforeMark, sleep_against_raise);
+}
+
+#[test]
+fn checker_notices_a_section_end_that_forgets_the_holder() {
+    for barrier in [Barrier::Asymmetric, Barrier::Fence] {
+        catches(Mutant::EndForgetsTheHolder, move || section_end_against_delivery_just_begun(barrier));
+    }
+}
+
+#[test]
+fn checker_notices_a_section_end_that_does_not_wait() {
+    catches(Mutant::EndDoesNotWait, || section_end_against_delivery_just_begun(Barrier::Asymmetric));
+}
+
+#[test]
+fn checker_notices_a_sleep_that_trusts_a_section_that_has_closed() {
+    catches(Mutant::SleepTrustsTheSection, sleep_against_a_closing_section_and_a_raise);
+}
+
+#[test]
+fn checker_notices_a_missing_fence_at_sleep() {
+    catches(Mutant::NoFenceAtSleep, sleep_against_raise);
 }

@@ -1,8 +1,11 @@
-//! `cargo xtask demo | test | vm`: everything a newcomer or CI runs.
+//! `cargo xtask demo | test | bench | fuzz | stress | new-device | vm`: everything a newcomer or CI runs.
 
 mod bench;
 mod clock;
 mod demo;
+mod fuzz;
+mod new_device;
+mod stress;
 mod stub;
 mod test;
 mod vm;
@@ -26,6 +29,12 @@ enum Task {
     Test(test::TestArgs),
     /// Measure, side by side with peers.
     Bench(bench::BenchArgs),
+    /// Stress the interrupt gate: sections at random against very many interrupts.
+    Stress(stress::StressArgs),
+    /// Let libFuzzer look for bytes that break a decoder.
+    Fuzz(fuzz::FuzzArgs),
+    /// Lay out a device's folder: registers, driver, model, tests, page.
+    NewDevice(new_device::NewDeviceArgs),
     /// Boot the virtual machine.
     Vm(vm::VmArgs),
 }
@@ -35,6 +44,9 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(args) => test::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Stress(args) => stress::run(&args),
+        Task::Fuzz(args) => fuzz::run(&args),
+        Task::NewDevice(args) => new_device::run(&args),
         Task::Vm(args) => vm::run(&args),
     };
     match outcome {

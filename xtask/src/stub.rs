@@ -10,10 +10,10 @@ use std::time::Duration;
 /// How long it may take until it serves.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// A running `stub-driver serve model:edu`, ended when this goes out of scope, and with this process, whatever ends that.
+/// A running `stub-driver serve`, ended when this goes out of scope, and with this process, whatever ends that.
 pub(crate) struct Stub {
     process: Child,
-    /// The device's socket.
+    /// The first device's socket.
     pub(crate) socket: PathBuf,
 }
 
@@ -25,11 +25,14 @@ impl Drop for Stub {
 }
 
 impl Stub {
-    /// Starts it and waits until it says that it serves. `binaries` is cargo's folder of them, `sockets` exists.
-    pub(crate) fn start(binaries: &Path, sockets: &Path) -> Result<Self> {
+    /// Starts it on software models and waits until it says that it serves. `binaries` is cargo's folder of them, `sockets` exists;
+    /// each model's socket is there, `NAME.sock`.
+    pub(crate) fn start(binaries: &Path, models: &[&str], sockets: &Path) -> Result<Self> {
         let program = binaries.join("stub-driver");
         let mut process = dies_with_us(&program)
-            .args(["serve", "model:edu", "--socket-dir"])
+            .arg("serve")
+            .args(models.iter().map(|name| format!("model:{name}")))
+            .arg("--socket-dir")
             .arg(sockets)
             // it is seen beside other output: let it speak up only if something is wrong
             .env("RUST_LOG", "warn")
@@ -38,7 +41,7 @@ impl Stub {
             .spawn()
             .with_context(|| format!("cannot start {} by setpriv", program.display()))?;
         let output = process.stdout.take().context("the stub has no output")?;
-        let stub = Self { process, socket: sockets.join("edu.sock") };
+        let stub = Self { process, socket: sockets.join(format!("{}.sock", models.first().unwrap_or(&""))) };
         let (tell, told) = mpsc::channel();
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: every check, one step after the other. A step that fails does not hide the later ones.
 
-use crate::vm::{self, VFIO_USER_TESTS, Verdict};
+use crate::vm::{self, Verdict};
 use crate::{cargo, clock, succeed};
 use anyhow::{Result, bail};
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ struct Step {
     run: fn(&Context) -> Result<Option<String>>,
 }
 
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 8] = [
     Step {
         name: "fmt",
         what: "the format of the code",
@@ -59,7 +59,10 @@ const STEPS: [Step; 6] = [
         what: "unit, integration and documentation tests, the layering of crates among them",
         next: "cargo test -p PACKAGE NAME, as told above for each that failed",
         boots: false,
-        run: |_| run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"]),
+        run: |_| {
+            vm::install_test_programs();
+            run_cargo(&["test", "--workspace", "--locked", "--no-fail-fast"])
+        },
     },
     Step {
         name: "doc",
@@ -73,6 +76,20 @@ const STEPS: [Step; 6] = [
         },
     },
     Step {
+        name: "demo",
+        what: "the README's first command",
+        next: "cargo xtask demo",
+        boots: false,
+        run: |_| crate::demo::run().map(|()| None),
+    },
+    Step {
+        name: "fuzz",
+        what: "ten seconds of libFuzzer for each decoder of what strangers send",
+        next: "cargo xtask fuzz TARGET; what it has found is named above",
+        boots: false,
+        run: |_| crate::fuzz::run_all(10).map(|()| None),
+    },
+    Step {
         name: "vm",
         what: "scenarios tests/vm/NN-name.sh on the kernel's real VFIO",
         next: "cargo xtask vm -- tests/vm/NAME.sh, or look around in cargo xtask vm --shell",
@@ -84,7 +101,7 @@ const STEPS: [Step; 6] = [
     },
     Step {
         name: "vfio_user",
-        what: "QEMU's vfio-user client shows the stub's edu model to a stock kernel",
+        what: "QEMU's vfio-user client shows the stub's models to a stock kernel and its own drivers",
         next: "cargo xtask test vfio_user; the guest's log is named above",
         boots: true,
         run: |context| {
@@ -127,7 +144,7 @@ fn concerns(step: &Step, context: &Context) -> Result<bool> {
     let filter = context.filter.as_str();
     let within = match step.name {
         "vm" => vm::titles(&context.repo)?.iter().any(|title| title.contains(filter)),
-        "vfio_user" => VFIO_USER_TESTS.iter().any(|title| title.contains(filter)),
+        "vfio_user" => vm::vfio_user_tests().any(|title| title.contains(filter)),
         _ => false,
     };
     Ok(step.name.contains(filter) || within)

@@ -7,6 +7,7 @@
 //! Beside it, another machine: `vm/vfio_user.rs` shows the stub's device to a stock kernel through a newer QEMU's vfio-user client.
 
 mod apt;
+mod bench_usb;
 mod initramfs;
 mod kernel;
 mod machine;
@@ -17,21 +18,25 @@ mod verdict;
 mod vfio_user;
 mod watch;
 
+pub(crate) use apt::output_of;
+pub(crate) use bench_usb::run as bench_usb;
+pub(crate) use kernel::install_test_programs;
 pub(crate) use machine::target_dir;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};
-pub(crate) use vfio_user::{TESTS as VFIO_USER_TESTS, run as run_vfio_user};
+pub(crate) use vfio_user::{run as run_vfio_user, tests as vfio_user_tests};
 
 use anyhow::{Context as _, Result, bail};
 use machine::{Console, Job, shell_quote};
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  cargo xtask vm --shell                      look around; stub-driver and udrv are in PATH\n  \
-cargo xtask vm -- stub-driver list          one command\n  cargo xtask vm -- tests/vm/00-host.sh       one scenario\n\n\
+cargo xtask vm -- stub-driver list          one command\n  cargo xtask vm -- tests/vm/00-host.sh       one scenario\n  \
+cargo xtask vm --kernel-options intel_iommu=off --shell   a machine without an IOMMU\n\n\
 Debian's stock kernel with an IOMMU and VFIO, two edu devices (00:04.0, 00:05.0), NVMe (00:06.0), e1000 (00:07.0), a serial port \
 (00:08.0); the host's files below an overlay, so that nothing done inside reaches the host."
 )]
@@ -45,6 +50,9 @@ pub(crate) struct VmArgs {
     /// How long boot and command may take together, in seconds (a shell may take forever).
     #[arg(long, default_value_t = 300, value_name = "SECS")]
     timeout: u64,
+    /// Options added to the kernel's command line, such as `intel_iommu=off`.
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "OPTIONS")]
+    kernel_options: String,
     /// The command to run in the virtual machine, as root, in the repository's folder; its exit status is passed on.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -65,7 +73,7 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     }
     let cache = machine::target_dir(&repo)?.join("vm");
     let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, &script)?;
+    let job = Job::new(&repo, &kernel, &script)?.with_kernel_options(&args.kernel_options);
     let end = job.boot(console, |output| {
         let mut stdout = std::io::stdout();
         stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
@@ -74,6 +82,26 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
         Some(0) => Ok(()),
         Some(status) => std::process::exit(status),
         None if args.shell => Ok(()), // left by Ctrl-A x
+        None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
+    }
+}
+
+/// Runs one command in the virtual machine, for what it says; that is shown too.
+pub(crate) fn capture(command: &[String], limit: Duration) -> Result<String> {
+    build_binaries()?;
+    let repo = repo_root();
+    let kernel =
+        kernel::prepare(&machine::target_dir(&repo)?.join("vm")).context("the virtual machine cannot run here")?;
+    let job = Job::new(&repo, &kernel, &command_script(command))?;
+    let mut said = Vec::new();
+    let end = job.boot(Console::Output(limit), |output| {
+        said.extend_from_slice(output);
+        let mut stdout = std::io::stdout();
+        stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
+    })?;
+    match end.status {
+        Some(0) => Ok(String::from_utf8_lossy(&said).into_owned()),
+        Some(status) => bail!("{command:?} ended with {status} in the virtual machine"),
         None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
     }
 }
@@ -94,7 +122,9 @@ pub(crate) fn repo_root() -> PathBuf {
 
 fn command_script(command: &[String]) -> String {
     let words: Vec<String> = command.iter().map(|word| shell_quote(word)).collect();
-    format!("stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n{}\n", words.join(" "))
+    // The guest's serial port looks like a terminal, whatever our output is.
+    let plain = if std::io::stdout().is_terminal() { "" } else { "export NO_COLOR=1\n" };
+    format!("stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n{plain}{}\n", words.join(" "))
 }
 
 /// A login-like shell on the serial console, as large as the terminal it is shown in.

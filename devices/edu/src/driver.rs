@@ -3,7 +3,7 @@
 use crate::registers::{
     BUFFER_OFFSET, BUFFER_SIZE, DEVICE, DMA_ADDRESS_BITS, DMA_COMMAND, DMA_COUNT, DMA_DESTINATION, DMA_SOURCE,
     DmaCommand, FACTORIAL, IDENTIFICATION, INTERRUPT_ACKNOWLEDGE, INTERRUPT_RAISE, INTERRUPT_STATUS, InterruptStatus,
-    LIVENESS, STATUS, Status, VENDOR,
+    LIVENESS, MAP, STATUS, Status, VENDOR,
 };
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -50,6 +50,7 @@ impl<I: Io + 'static> Edu<I> {
                 expected: format!("{VENDOR:04x}:{DEVICE:04x}, the education device"),
             });
         }
+        udrv::inspect::describe(&**device, &MAP);
         config.change_command(Command::MEMORY_SPACE | Command::BUS_MASTER, Command::INTERRUPT_DISABLE)?;
         let io = Arc::new(io);
         // What an earlier driver left running or raised would be delivered to us as our own: there is no reset.
@@ -358,7 +359,7 @@ fn measure(edu: &Edu, context: &Context, samples: usize) -> Result<Finding> {
         let start = clock::now();
         edu.raise(OWN)?;
         edu.wait("an interrupt whose latency is measured", OWN)?;
-        times.push(start.elapsed());
+        times.push(clock::now().saturating_duration_since(start));
         if context.should_stop() {
             break;
         }

@@ -15,7 +15,7 @@ const FIRST_CAPABILITY: usize = 0x40;
 const BUS_MASTER: u16 = 1 << 2;
 const INTERRUPT_DISABLE: u16 = 1 << 10;
 
-/// One base address register. Sizes are in bytes, powers of two of at least 4096.
+/// One base address register. Sizes are in bytes, powers of two; of memory, at least 4096.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Bar {
     /// Not implemented.
@@ -23,6 +23,8 @@ pub enum Bar {
     None,
     /// Registers: 32-bit, not prefetchable.
     Registers(u64),
+    /// Registers in I/O space: 4 to 256 bytes (6.2.5.1).
+    Ports(u64),
     /// Memory of the device without side effects, which a driver may map: 64-bit, prefetchable. The BAR after it holds the
     /// upper half of its address and must be [`Bar::None`].
     Memory(u64),
@@ -34,7 +36,7 @@ impl Bar {
     pub const fn size(self) -> u64 {
         match self {
             Self::None => 0,
-            Self::Registers(size) | Self::Memory(size) => size,
+            Self::Registers(size) | Self::Ports(size) | Self::Memory(size) => size,
         }
     }
 }
@@ -95,6 +97,10 @@ impl ConfigSpace {
         match bar {
             Bar::None => {}
             Bar::Registers(size) => self.allow(at, &(!(size - 1) as u32).to_le_bytes()),
+            Bar::Ports(size) => {
+                self.set(at, &0b01u32.to_le_bytes());
+                self.allow(at, &(!(size - 1) as u32 & !0b11).to_le_bytes());
+            }
             Bar::Memory(size) => {
                 self.set(at, &0b1100u32.to_le_bytes());
                 self.allow(at, &(!(size - 1)).to_le_bytes());

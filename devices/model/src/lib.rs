@@ -94,6 +94,15 @@ impl<M: DeviceModel> ModelBackend<M> {
         Self { info, identity, memory, inner: Mutex::new(inner) }
     }
 
+    /// What happens to the device from its other side (a character arrives on its line, a disk is inserted), with its
+    /// interrupt output derived afterwards as after an access.
+    pub fn from_outside<T>(&self, event: impl FnOnce(&mut M) -> T) -> T {
+        let mut inner = self.lock();
+        let outcome = event(&mut inner.model);
+        inner.sync();
+        outcome
+    }
+
     fn memory(&self, region: RegionIndex) -> Option<&File> {
         self.memory.get(region.0 as usize)?.as_deref()
     }

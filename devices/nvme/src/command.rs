@@ -33,6 +33,8 @@ pub mod admin {
     pub const GET_FEATURES: u8 = 0x0a;
     /// Asynchronous Event Request (5.2).
     pub const ASYNCHRONOUS_EVENT_REQUEST: u8 = 0x0c;
+    /// Doorbell Buffer Config (5.7).
+    pub const DOORBELL_BUFFER_CONFIG: u8 = 0x7c;
 }
 
 /// NVM command opcodes (6, figure 346).
@@ -45,6 +47,8 @@ pub mod nvm {
     pub const READ: u8 = 0x02;
     /// Write Zeroes (6.16).
     pub const WRITE_ZEROES: u8 = 0x08;
+    /// Command Dword 12 of Write: Force Unit Access (6.15).
+    pub const FORCE_UNIT_ACCESS: u32 = 1 << 30;
     /// Dataset Management (6.7).
     pub const DATASET_MANAGEMENT: u8 = 0x09;
 }
@@ -220,6 +224,15 @@ impl Outcome {
     #[must_use]
     pub const fn code(self) -> u16 {
         self.0 & 0x7ff
+    }
+
+    /// What [`udrv_backend::Error::Status`] says; `None` for other errors.
+    #[must_use]
+    pub fn of(error: &udrv_backend::Error) -> Option<Self> {
+        match error {
+            udrv_backend::Error::Status { status, .. } => u16::try_from(*status).ok().map(Self),
+            _ => None,
+        }
     }
 
     /// Whether the command did what it says.

@@ -3,8 +3,8 @@
 //! Registers below 0x1000 are accessed by 4 bytes, 8-byte ones by 8 or by 4 (section 3); doorbells by 4.
 
 use std::time::Duration;
-use udrv_backend::flags_value;
-use udrv_backend::register::{ReadOnly, ReadWrite, Register, Value, WriteOnly};
+use udrv_backend::register::{ReadOnly, ReadWrite, Register, RegisterMap, Value, WriteOnly};
+use udrv_backend::{RegionIndex, flags_value};
 
 /// PCI class code: mass storage, non-volatile memory, NVMe I/O controller (2.1.5).
 pub const CLASS: u32 = 0x01_08_02;
@@ -40,6 +40,34 @@ pub const fn submission_doorbell(queue: u16, stride: u64) -> Register<u32, Write
 #[must_use]
 pub const fn completion_doorbell(queue: u16, stride: u64) -> Register<u32, WriteOnly> {
     Register::new("CQyHDBL", DOORBELLS + (2 * queue as u64 + 1) * stride)
+}
+
+/// All of them, and the doorbells of the admin queues and two pairs of I/O queues at the smallest stride, which is the usual
+/// one.
+pub const MAP: RegisterMap = RegisterMap {
+    device: "nvme",
+    region: RegionIndex::BAR0,
+    registers: &[
+        CAP.info(),
+        VS.info(),
+        INTMS.info(),
+        INTMC.info(),
+        CC.info(),
+        CSTS.info(),
+        AQA.info(),
+        ASQ.info(),
+        ACQ.info(),
+        doorbell("SQ0TDBL", 0).info(),
+        doorbell("CQ0HDBL", 1).info(),
+        doorbell("SQ1TDBL", 2).info(),
+        doorbell("CQ1HDBL", 3).info(),
+        doorbell("SQ2TDBL", 4).info(),
+        doorbell("CQ2HDBL", 5).info(),
+    ],
+};
+
+const fn doorbell(name: &'static str, place: u64) -> Register<u32, WriteOnly> {
+    Register::new(name, DOORBELLS + 4 * place)
 }
 
 /// CAP (3.1.1, figure 69).

@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use udrv::debug::fault::{Fault, FaultPlan, Faulty, Span};
 use udrv::dma::FromDevice;
 use udrv::irq::{Delivery, IrqDomain};
 use udrv::mmio::Window;
-use udrv_backend::{AnyBackend, Error, RegionIndex};
+use udrv_backend::{AnyBackend, Backend as _, Error, RegionIndex, Width};
 use udrv_model::ModelBackend;
 use udrv_nvme::command::Outcome;
 use udrv_nvme::driver::{Controller, Data, IoQueue, Namespace, QueueConfig, Wait};
@@ -21,6 +22,7 @@ struct Rig {
     controller: Controller,
     namespace: Namespace,
     faults: Arc<Faults>,
+    device: AnyBackend,
 }
 
 fn rig(wait: Wait) -> Rig {
@@ -30,7 +32,7 @@ fn rig(wait: Wait) -> Rig {
     let mut controller = attach(&device).expect("attached");
     let namespace = controller.namespace(1).expect("namespace 1");
     let queue = controller.io_queue(QueueConfig { depth: 4, wait, timeout: TIMEOUT }).expect("a queue");
-    Rig { queue, controller, namespace, faults }
+    Rig { queue, controller, namespace, faults, device }
 }
 
 fn attach(device: &AnyBackend) -> udrv_backend::Result<Controller> {
@@ -119,7 +121,7 @@ fn reset_by_one_queue_is_answered_by_the_other_in_its_own_time() {
 
 #[test]
 fn queue_dropped_with_a_command_outstanding_gets_its_buffer_back() {
-    let Rig { mut queue, controller, namespace, faults } = rig(Wait::Polled);
+    let Rig { mut queue, controller, namespace, faults, .. } = rig(Wait::Polled);
     faults.hold_next(1, Hold::UntilReset);
     let buffer = controller.pool().alloc::<FromDevice>(4096).expect("a buffer");
     queue.submit_read(&namespace, 0, buffer, 0..4096).expect("submitted");
@@ -149,6 +151,104 @@ fn transfer_that_is_no_whole_blocks_or_not_in_its_buffer_is_refused() {
         assert!(matches!(refused, Err(Error::DmaRange { .. })), "{part:?} of {length}: {refused:?}");
     }
     assert_eq!(rig.queue.outstanding(), 0);
+}
+
+/// The model with something wrong between it and the driver.
+fn faulty(fault: Fault) -> (Controller, Namespace, IoQueue) {
+    let backing = Backing::memory(1 << 20, 4096).expect("memory");
+    let model = ModelBackend::new("nvme", NvmeModel::new(vec![backing], Arc::default()));
+    let device: AnyBackend = Arc::new(Faulty::new(model, FaultPlan::one(fault)).expect("a device with a fault"));
+    let mut controller = attach(&device).expect("attached");
+    let namespace = controller.namespace(1).expect("namespace 1");
+    let config = QueueConfig { depth: 4, wait: Wait::Interrupt, timeout: TIMEOUT };
+    let queue = controller.io_queue(config).expect("a queue");
+    (controller, namespace, queue)
+}
+
+/// The controller never hears of the command, so that no Abort can find it.
+#[test]
+fn command_whose_doorbell_is_lost_is_ended_by_a_reset_and_tried_again() {
+    let lost = Fault::LostWrite { region: 0, offset: 0x1008, writes: Span::new(1, 1) };
+    let (_controller, namespace, mut queue) = faulty(lost);
+    queue.write(&namespace, 5, &[6; 4096]).expect("the first doorbell");
+    queue.write(&namespace, 5, &[8; 4096]).expect("the second one is lost; tried again");
+    let mut came = [0; 4096];
+    queue.read(&namespace, 5, &mut came).expect("read");
+    assert_eq!(came, [8; 4096]);
+}
+
+/// Runs a future on this thread.
+fn block_on<F: Future>(future: F) -> F::Output {
+    struct Unpark(std::thread::Thread);
+    impl std::task::Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut future = std::pin::pin!(future);
+    let deadline = udrv::clock::Deadline::after(Duration::from_secs(20));
+    loop {
+        if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut std::task::Context::from_waker(&waker)) {
+            return output;
+        }
+        std::thread::park_timeout(deadline.remaining().expect("woken in time"));
+    }
+}
+
+#[test]
+fn completion_is_awaited_by_a_task() {
+    let mut rig = rig(Wait::Interrupt);
+    assert_eq!(block_on(rig.queue.completed(|_| panic!("nothing is outstanding"))).ok(), Some(0));
+    for _ in 0..10 {
+        let id = submit(&mut rig);
+        let mut ended = Vec::new();
+        let count = block_on(rig.queue.completed(|done| ended.push((done.id, done.outcome)))).expect("ended");
+        assert_eq!((count, ended), (1, vec![(id, Outcome::SUCCESS)]));
+    }
+}
+
+/// No interrupt comes for it: the task is woken by the queue's own timer.
+#[test]
+fn task_is_answered_for_a_command_that_does_not_end() {
+    let mut rig = rig(Wait::Interrupt);
+    rig.faults.hold_next(1, Hold::UntilAbort);
+    let id = submit(&mut rig);
+    let mut ended = Vec::new();
+    block_on(rig.queue.completed(|done| ended.push((done.id, done.outcome)))).expect("answered");
+    assert_eq!(ended, [(id, Outcome::ABORT_REQUESTED)]);
+}
+
+#[test]
+fn task_cannot_wait_for_a_polled_queue() {
+    let mut rig = rig(Wait::Polled);
+    submit(&mut rig);
+    let refused = block_on(rig.queue.completed(drop));
+    assert!(matches!(refused, Err(Error::NotSupported { .. })), "{refused:?}");
+    assert_eq!(drain(&mut rig.queue).len(), 1);
+}
+
+/// Nothing; an event; none of its type before its log page is read; one after a reset.
+#[test]
+fn the_story_of_asynchronous_events() {
+    let rig = rig(Wait::Polled);
+    let (controller, device) = (&rig.controller, &rig.device);
+    let ring = |value| device.write(RegionIndex::BAR0, 0x1000 + 4 * 2 * 9, Width::Bits32, value).expect("a doorbell");
+    assert_eq!(controller.next_event().expect("asked"), None);
+    ring(0);
+    // Among the completions of other admin commands.
+    controller.smart().expect("health");
+    let event = controller.next_event().expect("asked").expect("an event");
+    assert_eq!((event.kind, event.information, event.log_page), (0, 0, 1), "Write to Invalid Doorbell Register");
+    ring(0);
+    assert_eq!(controller.next_event().expect("asked"), None, "its log page has not been read");
+    controller.error_log().expect("the log");
+    assert!(controller.next_event().expect("asked").is_some());
+    controller.reset().expect("reset");
+    assert_eq!(controller.next_event().expect("asked"), None);
+    // The queue was not made again yet.
+    device.write(RegionIndex::BAR0, 0x1008, Width::Bits32, 0xffff).expect("a doorbell");
+    assert_eq!(controller.next_event().expect("asked").map(|event| event.information), Some(0));
 }
 
 #[test]

@@ -217,6 +217,63 @@ fn doorbell_beyond_its_queue_or_of_no_queue_changes_nothing() {
 }
 
 #[test]
+fn event_requests_wait_up_to_their_limit_and_are_answered_by_type() {
+    let mut nvme = Nvme::enabled();
+    for _ in 0..4 {
+        nvme.put(u64::from(nvme.tail) * 64, [0x0c | 0x99 << 16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        nvme.tail += 1;
+        nvme.write(0x1000, nvme.tail.into());
+    }
+    assert_eq!(nvme.dword(0x1000 + 12), 0, "none answered");
+    assert_eq!(nvme.admin(0x0c, 0, 0, 0), 0x105, "Asynchronous Event Request Limit Exceeded");
+    nvme.write(0x1000, 0xffff);
+    nvme.write(0x1008, 1);
+    assert_eq!((nvme.dword(0x1010), nvme.dword(0x101c) & 0xffff), (0x0001_0100, 0x99), "Invalid Doorbell Write Value");
+    assert_eq!(nvme.dword(0x102c), 0, "no second of its type before the log was read");
+    nvme.head += 1;
+    nvme.write(0x1004, nvme.head.into());
+    assert_eq!(nvme.admin(0x02, 0, 0x000f_0001, 0), 0, "the error log");
+    assert_eq!(
+        (nvme.dword(0x1030), nvme.dword(0x103c) & 0xffff),
+        (0x0001_0000, 0x99),
+        "of an Invalid Doorbell Register"
+    );
+}
+
+/// The tail in memory counts, and the event index says that the next one is to be told.
+#[test]
+fn shadow_doorbells_are_looked_at_and_answered_with_event_indices() {
+    let mut nvme = Nvme::enabled();
+    assert_eq!(nvme.admin(0x06, 0, 1, 0), 0);
+    assert_eq!(nvme.dword(0x8000 + 256) & 0x100, 0x100, "OACS: Doorbell Buffer Config");
+    let admin = |nvme: &mut Nvme, mut command: [u32; 16]| {
+        command[0] |= 0x77 << 16;
+        nvme.put(u64::from(nvme.tail) * 64, command);
+        nvme.tail += 1;
+        nvme.write(0x1000, nvme.tail.into());
+        nvme.head += 1;
+        nvme.write(0x1004, nvme.head.into());
+        nvme.dword(0x1000 + u64::from(nvme.head - 1) * 16 + 12) >> 17
+    };
+    let base = BASE as u32;
+    let config = |at, events| [0x7c, 0, 0, 0, 0, 0, at, 0, events, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(admin(&mut nvme, config(base + 0xa000, 0)), 0x02, "no event indices");
+    assert_eq!(admin(&mut nvme, config(base + 0xa000, base + 0xb004)), 0x02, "not a page");
+    assert_eq!(admin(&mut nvme, config(base + 0xa000, base + 0xb000)), 0);
+    nvme.memory.write_all_at(&[0; 4096], 0x8000).expect("memory");
+    assert_eq!(nvme.admin(0x05, 0, 0x000f_0001, 1), 0);
+    let create = [1, 0, 0, 0, 0, 0, base + 0x9000, 0, 0, 0, 0x000f_0001, 0x0001_0001, 0, 0, 0, 0];
+    assert_eq!(admin(&mut nvme, create), 0);
+    for index in 0..3 {
+        nvme.put(0x9000 + 64 * index, [(index as u32) << 16, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    }
+    nvme.memory.write_all_at(&3u32.to_le_bytes(), 0xa000 + 8).expect("SQ1TDBL's shadow");
+    nvme.write(0x1008, 1);
+    assert_eq!(nvme.dword(0x8000 + 32 + 12) & 0x1_ffff, 0x1_0002, "the third is done, of which memory alone told");
+    assert_eq!(nvme.dword(0xb000 + 8), 3, "its event index");
+}
+
+#[test]
 fn queue_that_cannot_be_read_is_fatal() {
     let mut nvme = Nvme::enabled();
     nvme.device.unmap(BASE, 0x10_0000).expect("unmapped");

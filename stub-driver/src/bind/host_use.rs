@@ -35,7 +35,12 @@ impl Tables {
 
 /// All uses of a device that can be seen.
 pub(crate) fn of(sysfs: &Sysfs, bdf: Bdf, tables: &Tables) -> Vec<HostUse> {
-    let Ok(device) = sysfs.device_path(bdf).canonicalize() else { return Vec::new() };
+    of_folder(sysfs, &sysfs.device_path(bdf), tables)
+}
+
+/// As [`of`], for a device on any bus, by its folder in sysfs.
+pub(crate) fn of_folder(sysfs: &Sysfs, device: &Path, tables: &Tables) -> Vec<HostUse> {
+    let Ok(device) = device.canonicalize() else { return Vec::new() };
     let mut found = Vec::new();
     for block in below(sysfs, "class/block", &device) {
         found.extend(use_of_block(&block, tables));

@@ -261,7 +261,7 @@ impl Binder {
             );
         }
         if device.group.is_none() {
-            return refuse("it has no IOMMU group".into(), crate::doctor::how_to_turn_on_the_iommu());
+            return refuse("it has no IOMMU group".into(), crate::doctor::how_to_turn_on_the_iommu(&self.sysfs).into());
         }
         let siblings = self.sysfs.siblings_in_the_way(device)?;
         if siblings.is_empty() {

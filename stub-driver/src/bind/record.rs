@@ -4,11 +4,14 @@
 use super::process::{self, Process};
 use super::steps::Binding;
 use crate::lock::Lock;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::fmt::Display;
 use std::fs::{DirBuilder, File};
 use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 use udrv_backend::{Error, Result};
 use udrv_vfio::Bdf;
@@ -26,6 +29,27 @@ pub(crate) struct Record {
     pub(crate) person: bool,
     /// The process that took it for as long as it lives; a person may have taken it before.
     pub(crate) process: Option<Process>,
+}
+
+/// How a device is named that has a record, and what its record is.
+pub(crate) trait Named: Display + Copy {
+    type Record: Serialize + DeserializeOwned;
+    /// As on the command line.
+    fn address(self) -> String;
+    /// Whether it can be a record that we wrote: what is in it becomes parts of paths.
+    fn is_plausible(record: &Self::Record) -> bool;
+}
+
+impl Named for Bdf {
+    type Record = Record;
+
+    fn address(self) -> String {
+        format!("pci:{self}")
+    }
+
+    fn is_plausible(record: &Record) -> bool {
+        record.was.is_plausible()
+    }
 }
 
 /// The folder of records.
@@ -55,37 +79,37 @@ impl Records {
     }
 
     /// Waits until no other process is at work on the device.
-    pub(crate) fn lock(&self, bdf: Bdf) -> Result<Lock> {
-        self.lock_within(bdf, LOCK_LIMIT)
+    pub(crate) fn lock(&self, device: impl Named) -> Result<Lock> {
+        self.lock_within(device, LOCK_LIMIT)
     }
 
-    fn lock_within(&self, bdf: Bdf, limit: Duration) -> Result<Lock> {
-        let path = self.folder.join(format!(".{bdf}.lock"));
+    fn lock_within(&self, device: impl Named, limit: Duration) -> Result<Lock> {
+        let path = self.folder.join(format!(".{device}.lock"));
         let os = |error| Error::os(format!("locking {}", path.display()), error);
-        crate::lock::lock(&path, limit).map_err(os)?.ok_or_else(|| locked_by_others(bdf, &path, limit))
+        crate::lock::lock(&path, limit).map_err(os)?.ok_or_else(|| locked_by_others(device, &path, limit))
     }
 
-    pub(crate) fn read(&self, bdf: Bdf) -> Result<Option<Record>> {
-        let path = self.path(bdf);
+    pub(crate) fn read<D: Named>(&self, device: D) -> Result<Option<D::Record>> {
+        let path = self.path(device);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(Error::os(format!("reading {}", path.display()), error)),
         };
-        match serde_json::from_str::<Record>(&text) {
-            Ok(record) if record.was.is_plausible() => Ok(Some(record)),
+        match serde_json::from_str::<D::Record>(&text) {
+            Ok(record) if D::is_plausible(&record) => Ok(Some(record)),
             _ => Err(Error::Unavailable {
                 device: path.display().to_string(),
                 why: "it is no record of a taken device".into(),
-                advice: format!("bind {bdf} to its driver by hand, then remove the file"),
+                advice: format!("bind {device} to its driver by hand, then remove the file"),
             }),
         }
     }
 
     /// Replaces the record whole: at any moment the old one or the new one is there.
-    pub(crate) fn write(&self, bdf: Bdf, record: &Record) -> Result<()> {
-        let path = self.path(bdf);
-        let unfinished = self.folder.join(format!(".{bdf}.new"));
+    pub(crate) fn write<D: Named>(&self, device: D, record: &D::Record) -> Result<()> {
+        let path = self.path(device);
+        let unfinished = self.folder.join(format!(".{device}.new"));
         let written = || -> std::io::Result<()> {
             let mut file = File::create(&unfinished)?;
             serde_json::to_writer_pretty(&mut file, record)?;
@@ -97,13 +121,13 @@ impl Records {
         written().map_err(|error| Error::os(format!("writing {}", path.display()), error))
     }
 
-    pub(crate) fn remove(&self, bdf: Bdf) -> Result<()> {
-        let path = self.path(bdf);
+    pub(crate) fn remove(&self, device: impl Named) -> Result<()> {
+        let path = self.path(device);
         std::fs::remove_file(&path).map_err(|error| Error::os(format!("removing {}", path.display()), error))
     }
 
-    /// The devices that have a record.
-    pub(crate) fn devices(&self) -> Result<Vec<Bdf>> {
+    /// The devices of one kind that have a record.
+    pub(crate) fn devices<D: FromStr + Ord>(&self) -> Result<Vec<D>> {
         let os = |error| Error::os(format!("reading {}", self.folder.display()), error);
         let entries = match std::fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -113,14 +137,14 @@ impl Records {
         let mut found = Vec::new();
         for entry in entries {
             // locks and unfinished records begin with a dot
-            found.extend(entry.map_err(os)?.file_name().to_str().and_then(|name| name.parse::<Bdf>().ok()));
+            found.extend(entry.map_err(os)?.file_name().to_str().and_then(|name| name.parse::<D>().ok()));
         }
         found.sort_unstable();
         Ok(found)
     }
 
-    fn path(&self, bdf: Bdf) -> PathBuf {
-        self.folder.join(bdf.to_string())
+    fn path(&self, device: impl Named) -> PathBuf {
+        self.folder.join(device.to_string())
     }
 }
 
@@ -132,7 +156,7 @@ impl Binding {
     }
 }
 
-fn locked_by_others(bdf: Bdf, path: &Path, limit: Duration) -> Error {
+fn locked_by_others(device: impl Named, path: &Path, limit: Duration) -> Error {
     let me = std::process::id();
     let others: Vec<_> = process::that_opened(&[path.to_owned()]).into_iter().filter(|pid| *pid != me).collect();
     let who = match others.as_slice() {
@@ -140,7 +164,7 @@ fn locked_by_others(bdf: Bdf, path: &Path, limit: Duration) -> Error {
         others => others.iter().copied().map(process::named).collect::<Vec<_>>().join(", "),
     };
     Error::Unavailable {
-        device: format!("pci:{bdf}"),
+        device: device.address(),
         why: format!("{who} is still at work on it after {} s", limit.as_secs_f32()),
         advice: "if it waits in the kernel, close what uses the device, then try again".into(),
     }
@@ -170,16 +194,16 @@ mod tests {
         assert_eq!(records.read(BDF).expect("none"), None);
         records.write(BDF, &record()).expect("written");
         assert_eq!(records.read(BDF).expect("read"), Some(record()));
-        assert_eq!(records.devices().expect("listed"), [BDF]);
+        assert_eq!(records.devices::<Bdf>().expect("listed"), [BDF]);
         records.remove(BDF).expect("removed");
-        assert_eq!(records.devices().expect("listed"), []);
+        assert_eq!(records.devices::<Bdf>().expect("listed"), []);
     }
 
     #[test]
     fn record_left_unfinished_by_a_crash_is_not_seen_and_not_in_the_way() {
         let (folder, records) = folder();
         std::fs::write(folder.path().join(format!("taken/.{BDF}.new")), "{\"driver\": \"nv").expect("file");
-        assert_eq!(records.devices().expect("listed"), []);
+        assert_eq!(records.devices::<Bdf>().expect("listed"), []);
         assert_eq!(records.read(BDF).expect("read"), None);
         records.write(BDF, &record()).expect("written");
         assert_eq!(records.read(BDF).expect("read"), Some(record()));

@@ -76,7 +76,7 @@ fn device_on_vfio_pci_already_is_recorded_as_such_and_stays_there() {
     let record = binder.records.read(bdf(NVME)).expect("read").expect("a record");
     assert_eq!(record.was.driver.as_deref(), Some("vfio-pci"));
     assert_eq!(binder.give_back(bdf(NVME)).expect("given back").as_deref(), Some("vfio-pci"));
-    assert_eq!(binder.records.devices().expect("records"), []);
+    assert_eq!(binder.records.devices::<Bdf>().expect("records"), []);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn record_of_a_device_that_left_the_machine_is_forgotten() {
     let binder = left_by(&fake, true, None);
     std::fs::remove_file(fake.root().join("bus/pci/devices").join(NVME)).expect("removed");
     assert_eq!(binder.give_back(bdf(NVME)).expect("forgotten"), None);
-    assert_eq!(binder.records.devices().expect("records"), []);
+    assert_eq!(binder.records.devices::<Bdf>().expect("records"), []);
 }
 
 #[test]
@@ -142,5 +142,5 @@ fn record_of_a_dead_stub_for_a_device_that_left_the_machine_is_forgotten_by_repa
     let binder = left_by(&fake, false, Some(DEAD));
     std::fs::remove_file(fake.root().join("bus/pci/devices").join(NVME)).expect("removed");
     assert_eq!(binder.repair().expect("repaired").len(), 1);
-    assert_eq!(binder.records.devices().expect("records"), []);
+    assert_eq!(binder.records.devices::<Bdf>().expect("records"), []);
 }

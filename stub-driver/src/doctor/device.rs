@@ -44,7 +44,7 @@ fn what_it_is(device: &PciDevice) -> Finding {
 fn group(sysfs: &Sysfs, device: &PciDevice) -> Finding {
     let what = "group";
     let Some(number) = device.group else {
-        return Finding::fail(what, "it has none: the IOMMU is off, or not before it", how_to_turn_on_the_iommu());
+        return Finding::fail(what, "it has none: the IOMMU is off, or not before it", how_to_turn_on_the_iommu(sysfs));
     };
     let siblings = match sysfs.siblings_in_the_way(device) {
         Ok(siblings) => siblings,

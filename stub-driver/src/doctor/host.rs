@@ -29,26 +29,23 @@ pub(super) fn look(sysfs: &Sysfs) -> Vec<Finding> {
     ]
 }
 
-/// For a person whose machine has no IOMMU groups.
-pub(crate) fn how_to_turn_on_the_iommu() -> String {
-    let processors = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    how_to_turn_it_on(&processors).to_owned()
-}
-
-fn how_to_turn_it_on(processors: &str) -> &'static str {
-    if processors.contains("GenuineIntel") {
-        "turn on VT-d in the firmware and boot with the kernel parameter intel_iommu=on"
-    } else if processors.contains("AuthenticAMD") {
-        "turn on the IOMMU (AMD-Vi) in the firmware, and boot without the kernel parameter amd_iommu=off"
+/// For a person whose machine has no IOMMU groups. The firmware's tables say which IOMMU there is: a table that is there means
+/// that the firmware has it on, so that the kernel is what is missing.
+pub(crate) fn how_to_turn_on_the_iommu(sysfs: &Sysfs) -> &'static str {
+    let table = |name: &str| sysfs.path("firmware/acpi/tables").join(name).exists();
+    if table("DMAR") {
+        "boot with the kernel parameter intel_iommu=on (the firmware has VT-d on)"
+    } else if table("IVRS") {
+        "boot without the kernel parameters amd_iommu=off and iommu=off (the firmware has AMD-Vi on)"
     } else {
-        "turn on the IOMMU (SMMU, VT-d, AMD-Vi) in the firmware and in the kernel's parameters"
+        "turn on VT-d (Intel), AMD-Vi or the SMMU in the firmware, and with VT-d boot with the kernel parameter intel_iommu=on"
     }
 }
 
 fn iommu(sysfs: &Sysfs) -> Finding {
     let groups = std::fs::read_dir(sysfs.path("kernel/iommu_groups")).map_or(0, |groups| groups.flatten().count());
     match groups {
-        0 => Finding::fail("IOMMU", "it is off: there are no IOMMU groups", how_to_turn_on_the_iommu()),
+        0 => Finding::fail("IOMMU", "it is off: there are no IOMMU groups", how_to_turn_on_the_iommu(sysfs)),
         _ => Finding::ok("IOMMU", format!("on, with {groups} groups")),
     }
 }
@@ -182,10 +179,19 @@ mod tests {
     use crate::fake_sysfs::FakeSysfs;
 
     #[test]
-    fn machine_without_iommu_groups_fails_and_names_the_kernel_parameter() {
-        assert_eq!(iommu(&FakeSysfs::new().sysfs()).level, Level::Fail);
-        assert!(how_to_turn_it_on("vendor_id\t: GenuineIntel\n").contains("intel_iommu=on"));
-        assert!(how_to_turn_it_on("vendor_id\t: AuthenticAMD\n").contains("amd_iommu"));
+    fn machine_without_iommu_groups_fails_and_names_firmware_or_kernel_parameter() {
+        let fix = |tables: &[&str]| {
+            let fake = FakeSysfs::new();
+            for table in tables {
+                std::fs::create_dir_all(fake.root().join("firmware/acpi/tables").join(table)).expect("folder");
+            }
+            let finding = iommu(&fake.sysfs());
+            assert_eq!(finding.level, Level::Fail);
+            finding.fix.expect("a way")
+        };
+        assert!(fix(&["DMAR"]).starts_with("boot with the kernel parameter intel_iommu=on"));
+        assert!(fix(&["IVRS"]).starts_with("boot without the kernel parameters amd_iommu=off"));
+        assert!(fix(&[]).contains("in the firmware"));
     }
 
     #[test]

@@ -211,8 +211,8 @@ mod tests {
         records.prepare().expect("folder");
         let was =
             serde_json::json!({ "driver": "nvme", "driver_override": null, "person": person, "process": process });
-        let record = serde_json::from_value(was).expect("a record");
-        records.write(bdf.parse().expect("address"), &record).expect("record");
+        let record: Record = serde_json::from_value(was).expect("a record");
+        records.write(bdf.parse::<Bdf>().expect("address"), &record).expect("record");
     }
 
     #[test]

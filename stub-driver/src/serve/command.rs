@@ -20,7 +20,7 @@ pub(crate) const SOCKET_DIR: &str = "/run/udrv";
 /// `stub-driver serve`
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
-    /// What to serve: pci:0000:03:00.0, model:edu or model:nvme.
+    /// What to serve: pci:0000:03:00.0, usb:BUS-PORT or usb:VID:PID[:SERIAL], model:edu, model:nvme or model:uart16550.
     #[arg(value_name = "DEVICE", required_unless_present = "config")]
     pub(super) devices: Vec<DeviceAddress>,
     /// Where the sockets are made [default: the file's, or /run/udrv].
@@ -35,13 +35,20 @@ pub struct ServeArgs {
     /// A TOML file that lists devices to serve, beside those given here.
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
-    /// Take a PCI device from its driver only while a client has it.
+    /// Take a PCI device from its driver only while a client has it (as it always is with a USB device).
     #[arg(long, requires = "devices")]
     pub(super) per_lease: bool,
     /// How much memory a client of a PCI device may have mapped for DMA, which then stays in RAM [default: half of this
     /// machine's, shared evenly among the PCI devices].
     #[arg(long, requires = "devices", value_name = "MIB")]
     pub(super) dma_limit: Option<u64>,
+    /// Record what passes between each client and its device into this folder: one file a lease, of which the last 16 of a
+    /// device are kept (see udrv trace). Registers are then not mapped.
+    #[arg(long, value_name = "DIR", conflicts_with = "mmap")]
+    pub(super) record: Option<PathBuf>,
+    /// Record also what the device writes into memory.
+    #[arg(long, requires = "record")]
+    pub(super) record_dma: bool,
 }
 
 /// Serves until SIGTERM, SIGINT or SIGHUP.
@@ -87,12 +94,14 @@ fn start(device: &Planned, plan: &Plan, most_mappings: u32, dma_limit: u64) -> R
     if matches!(device.address, DeviceAddress::Pci(_)) {
         export = export.memory_at_most(device.dma_limit.unwrap_or(dma_limit));
     }
-    let what = match device.address {
+    let what = match &device.address {
+        DeviceAddress::Usb(address) => device::describe_usb(address)?,
         // It stays with its driver until a client comes: looked at, not taken.
-        DeviceAddress::Pci(bdf) if device.per_lease => device::describe_untaken(bdf)?,
+        DeviceAddress::Pci(bdf) if device.per_lease => device::describe_untaken(*bdf)?,
         // Opened once now, so that what is wrong is said here and not to the first client.
-        _ => device::describe(device.address, &*export.open()?.device)?,
+        _ => device::describe(&device.address, &*export.open()?.device)?,
     };
+    let export = export.recorded(plan.recordings.clone());
     let server = DeviceServer::start(export, &plan.socket_dir.join(format!("{name}.sock")))?;
     tell(&format!("{}  {what}", server.path().display()));
     if device.mmap && matches!(device.address, DeviceAddress::Pci(_)) {
@@ -108,6 +117,14 @@ fn repair() {
             for device in repaired {
                 let to = device.driver.as_deref().unwrap_or("no driver, as before");
                 eprintln!("{}: left by a stub that is dead, given back to {to}", device.bdf);
+            }
+        }
+        Err(error) => tracing::warn!("looking for what a dead stub left: {error}"),
+    }
+    match crate::usb::taken::repair() {
+        Ok(repaired) => {
+            for device in repaired {
+                eprintln!("{device}: left by a stub that is dead, given back to its kernel drivers");
             }
         }
         Err(error) => tracing::warn!("looking for what a dead stub left: {error}"),

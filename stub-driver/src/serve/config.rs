@@ -2,10 +2,12 @@
 
 use super::command::{SOCKET_DIR, ServeArgs};
 use super::device::DeviceAddress;
+use super::recordings::Recordings;
 use anyhow::{Context as _, Result, bail};
 use nix::unistd::{Uid, User, geteuid};
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
+use udrv_debug::trace::Options;
 
 /// A configuration file, such as `stub-driver/dist/stub-driver.toml`.
 #[derive(Debug, Default, PartialEq, Eq, Deserialize)]
@@ -24,7 +26,7 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DeviceConfig {
-    /// `pci:0000:03:00.0` or `model:edu`.
+    /// `pci:0000:03:00.0`, `usb:1-2`, `usb:0403:6001` or `model:edu`.
     #[serde(deserialize_with = "address")]
     pub address: DeviceAddress,
     /// Whom to serve, where it is not the file's `owner`.
@@ -80,6 +82,8 @@ pub(super) struct Plan {
     /// Of the control socket, and of devices that have no other.
     pub(super) owner: Uid,
     pub(super) devices: Vec<Planned>,
+    /// Where leases are recorded, if they are.
+    pub(super) recordings: Option<Recordings>,
 }
 
 /// The file's devices, then those of the command line, to which its `--mmap`, `--per-lease` and `--dma-limit` apply. Where both name a
@@ -90,12 +94,16 @@ pub(super) fn plan(args: &ServeArgs) -> Result<Plan> {
     let mut devices = Vec::new();
     for device in &file.device {
         let owner = device.owner.as_deref().map_or(Ok(owner), find_user)?;
-        let &DeviceConfig { address, mmap, per_lease, dma_limit, .. } = device;
+        let &DeviceConfig { mmap, per_lease, dma_limit, .. } = device;
+        let address = device.address.clone();
         devices.push(Planned { address, owner, mmap, per_lease, dma_limit: dma_limit.map(mib) });
     }
     let &ServeArgs { mmap, per_lease, dma_limit, .. } = args;
     let dma_limit = dma_limit.map(mib);
-    devices.extend(args.devices.iter().map(|&address| Planned { address, owner, mmap, per_lease, dma_limit }));
+    devices.extend(args.devices.iter().map(|address| {
+        let address = address.clone();
+        Planned { address, owner, mmap, per_lease, dma_limit }
+    }));
     if devices.is_empty() {
         bail!("there is nothing to serve: the file has no [[device]], and no DEVICE was given");
     }
@@ -105,7 +113,15 @@ pub(super) fn plan(args: &ServeArgs) -> Result<Plan> {
         }
     }
     let socket_dir = args.socket_dir.clone().or(file.socket_dir).unwrap_or_else(|| SOCKET_DIR.into());
-    Ok(Plan { socket_dir, owner, devices })
+    let options = Options { dma_contents: args.record_dma, ..Options::default() };
+    let recordings = args.record.as_deref().map(|folder| Recordings::new(folder, options)).transpose()?;
+    if let (Some(_), Some(device)) = (&recordings, devices.iter().find(|device| device.mmap)) {
+        bail!(
+            "{} is to be mapped, and accesses to what is mapped are not recorded: leave out mmap or --record",
+            device.address
+        );
+    }
+    Ok(Plan { socket_dir, owner, devices, recordings })
 }
 
 /// In bytes.

@@ -3,6 +3,8 @@
 //! ```json
 //! {"request":"status"}
 //! {"request":"peek","device":"edu","region":0,"offset":0,"width":32}
+//! {"request":"poke","device":"edu","region":0,"offset":4,"width":32,"value":1}
+//! {"request":"raise","device":"edu","index":1,"vector":0}
 //! {"request":"revoke","device":"edu"}
 //! ```
 //!
@@ -24,7 +26,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use udrv_backend::{RegionIndex, Width};
+use udrv_backend::{Backend as _, IrqIndex, RegionIndex, Width};
 
 /// The socket's name in the folder of the others.
 pub(crate) const SOCKET: &str = "control.sock";
@@ -53,6 +55,28 @@ pub enum Request {
         offset: u64,
         /// 8, 16, 32 or 64.
         width: u64,
+    },
+    /// Writes one register, as [`Request::Peek`] reads one.
+    Poke {
+        /// Name of the device.
+        device: String,
+        /// Region index.
+        region: u32,
+        /// Bytes into it.
+        offset: u64,
+        /// 8, 16, 32 or 64.
+        width: u64,
+        /// What to write.
+        value: u64,
+    },
+    /// Signals one vector as if the device had raised it.
+    Raise {
+        /// Name of the device.
+        device: String,
+        /// Interrupt index, as in VFIO.
+        index: u32,
+        /// The vector.
+        vector: u32,
     },
     /// Ends the lease of a device now.
     Revoke {
@@ -120,8 +144,8 @@ pub struct LeaseStatus {
     pub dma_bytes: u64,
 }
 
-/// The control socket while it is served.
-pub(crate) struct ControlServer(Running<Control>);
+/// The control socket while it is served. Dropping it removes the socket.
+pub struct ControlServer(Running<Control>);
 
 struct Control {
     listener: Listener,
@@ -129,7 +153,11 @@ struct Control {
 }
 
 impl ControlServer {
-    pub(crate) fn start(folder: &Path, owner: Uid, devices: &[DeviceServer]) -> Result<Self> {
+    /// Serves it in `folder`, for these devices; `owner` may connect, and whoever a device is served to.
+    ///
+    /// # Errors
+    /// One line that says why the socket cannot be had.
+    pub fn start(folder: &Path, owner: Uid, devices: &[DeviceServer]) -> Result<Self> {
         let owners = devices.iter().map(|server| server.served().export.owner());
         let listener = Listener::bind_with(&folder.join(SOCKET), owner, mode(owner, owners))?;
         let devices = devices.iter().map(|server| Arc::clone(server.served())).collect();
@@ -207,6 +235,21 @@ impl Control {
                     value.map_err(|error| error.to_string())
                 };
                 text(self.find(user, &device).and_then(peek))
+            }
+            Request::Poke { device, region, offset, width: bits, value } => {
+                let poke = |device: &Arc<Served>| {
+                    let width = width(bits)?;
+                    let written = device.reach(|device| device.write(RegionIndex(region), offset, width, value));
+                    written.map_err(|error| error.to_string())
+                };
+                text(self.find(user, &device).and_then(poke))
+            }
+            Request::Raise { device, index, vector } => {
+                let raise = |device: &Arc<Served>| {
+                    let raised = device.reach(|device| device.fire_irq(IrqIndex(index), vector));
+                    raised.map_err(|error| error.to_string())
+                };
+                text(self.find(user, &device).and_then(raise))
             }
             Request::Revoke { device } => {
                 let why = format!("user {user} revoked its lease");

@@ -7,10 +7,11 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 use udrv_backend::{AnyBackend, Backend, Error, IrqIndex, RegionIndex, Result};
+use udrv_usb::host::{Custody, UsbAddress};
 use udrv_vfio::{Bdf, Sysfs, VfioBackend};
 
 /// A device that can be served.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DeviceAddress {
     /// A PCI device, through the kernel's VFIO.
     Pci(Bdf),
@@ -18,6 +19,10 @@ pub enum DeviceAddress {
     ModelEdu,
     /// The software model of an NVMe controller.
     ModelNvme,
+    /// A USB device, through the kernel's usbfs.
+    Usb(UsbAddress),
+    /// The software model of a 16550 serial port, with a loopback plug.
+    ModelUart16550,
 }
 
 impl FromStr for DeviceAddress {
@@ -26,11 +31,16 @@ impl FromStr for DeviceAddress {
     fn from_str(text: &str) -> std::result::Result<Self, String> {
         match text.split_once(':') {
             Some(("pci", bdf)) => bdf.parse().map(Self::Pci).map_err(|error: Error| error.to_string()),
+            Some(("usb", _)) => text.parse().map(Self::Usb).map_err(|error: Error| error.to_string()),
             Some(("model", "edu")) => Ok(Self::ModelEdu),
             Some(("model", "nvme")) => Ok(Self::ModelNvme),
-            Some(("model", name)) => Err(format!("no model is called `{name}`: expected model:edu or model:nvme")),
+            Some(("model", "uart16550")) => Ok(Self::ModelUart16550),
+            Some(("model", name)) => {
+                Err(format!("no model is called `{name}`: expected model:edu, model:nvme or model:uart16550"))
+            }
             _ => Err(format!(
-                "`{text}` is nothing to serve: expected pci:BDF such as pci:0000:03:00.0, model:edu or model:nvme"
+                "`{text}` is nothing to serve: expected pci:BDF such as pci:0000:03:00.0, usb:BUS-PORT, \
+                 usb:VID:PID[:SERIAL], model:edu, model:nvme or model:uart16550"
             )),
         }
     }
@@ -42,17 +52,22 @@ impl fmt::Display for DeviceAddress {
             Self::Pci(bdf) => write!(f, "pci:{bdf}"),
             Self::ModelEdu => f.write_str("model:edu"),
             Self::ModelNvme => f.write_str("model:nvme"),
+            Self::Usb(address) => address.fmt(f),
+            Self::ModelUart16550 => f.write_str("model:uart16550"),
         }
     }
 }
 
 impl DeviceAddress {
     /// Its name: of its socket, and on the control socket.
-    pub(super) fn name(self) -> String {
+    pub(super) fn name(&self) -> String {
         match self {
             Self::Pci(bdf) => bdf.to_string(),
             Self::ModelEdu => "edu".into(),
             Self::ModelNvme => "nvme".into(),
+            // A serial number may have any character.
+            Self::Usb(address) => address.to_string().replace(|c: char| !c.is_ascii_alphanumeric() && c != '.', "-"),
+            Self::ModelUart16550 => "uart16550".into(),
         }
     }
 }
@@ -85,16 +100,18 @@ fn open_vfio(bdf: Bdf) -> Result<AnyBackend> {
 /// kernel itself sees to it that nothing of one lease is left in the next.
 pub(super) fn export(planned: &Planned) -> Result<Export> {
     let name = planned.address.name();
-    let export = match planned.address {
+    let export = match &planned.address {
+        DeviceAddress::Usb(address) => Export::of_usb(&name, address.clone()),
         DeviceAddress::ModelEdu => Export::shared(&name, Arc::new(udrv_edu::model::edu())),
         DeviceAddress::ModelNvme => Export::shared(&name, Arc::new(udrv_nvme::model::nvme()?)),
-        DeviceAddress::Pci(bdf) if planned.per_lease => {
+        DeviceAddress::ModelUart16550 => Export::shared(&name, Arc::new(udrv_uart16550::model::uart16550())),
+        &DeviceAddress::Pci(bdf) if planned.per_lease => {
             Export::opened_by(&name, &planned.address.to_string(), move || {
                 let taken = Taken::take(bdf)?;
                 Ok(Opened { device: open_vfio(bdf)?, held: Some(Box::new(taken)) })
             })
         }
-        DeviceAddress::Pci(bdf) => {
+        &DeviceAddress::Pci(bdf) => {
             let taken = Taken::take(bdf)?;
             Export::opened_by(&name, &planned.address.to_string(), move || {
                 // Named, so that the closure keeps it for as long as the device is served.
@@ -136,8 +153,18 @@ pub(super) fn describe_untaken(bdf: Bdf) -> Result<String> {
     Ok(format!("pci:{bdf}, taken from {driver} while a client has it, {reset}"))
 }
 
+/// One line for a USB device, which is taken only while a driver has it.
+///
+/// # Errors
+/// As [`Custody::open`].
+pub(super) fn describe_usb(address: &UsbAddress) -> Result<String> {
+    let found = Custody::open(address)?.before().address.clone();
+    let at = if found == address.to_string() { String::new() } else { format!(" (now {found})") };
+    Ok(format!("{address}{at}, taken from its kernel drivers while a driver has it, reset between drivers"))
+}
+
 /// One line: what it is, what it has, how it is reset.
-pub(super) fn describe(address: DeviceAddress, device: &dyn Backend) -> Result<String> {
+pub(super) fn describe(address: &DeviceAddress, device: &dyn Backend) -> Result<String> {
     let mut parts = vec![address.to_string()];
     for index in (0..device.info().regions).map(RegionIndex) {
         let region = device.region(index)?;
@@ -154,9 +181,9 @@ pub(super) fn describe(address: DeviceAddress, device: &dyn Backend) -> Result<S
     parts.push(match (device.resettable(), address) {
         (None, _) => "no reset method: state survives between drivers".into(),
         (Some(_), DeviceAddress::Pci(bdf)) => {
-            format!("reset between drivers ({})", Sysfs::default().device(bdf)?.reset_methods.join(", "))
+            format!("reset between drivers ({})", Sysfs::default().device(*bdf)?.reset_methods.join(", "))
         }
-        (Some(_), DeviceAddress::ModelEdu | DeviceAddress::ModelNvme) => "reset between drivers".into(),
+        (Some(_), _) => "reset between drivers".into(),
     });
     Ok(parts.join(", "))
 }

@@ -1,9 +1,13 @@
 //! What is served: a device, under a name, to a user.
 
 use super::dma::Mappings;
+use super::recordings::Recordings;
 use nix::unistd::{Uid, geteuid};
 use std::any::Any;
-use udrv_backend::{AnyBackend, Result};
+use std::sync::Arc;
+use udrv_backend::{AnyBackend, Error, Result};
+use udrv_debug::trace::Recorder;
+use udrv_usb::host::UsbAddress;
 
 /// The protocol's default, and the most that QEMU's client accepts.
 const MOST_MAPPINGS: u32 = 65_535;
@@ -26,7 +30,10 @@ pub struct Export {
     most_bytes: u64,
     /// The device, if it is there without a lease.
     shared: Option<AnyBackend>,
+    /// A USB device: drivers get its node, and speak no vfio-user.
+    usb: Option<UsbAddress>,
     open: Box<dyn Fn() -> Result<Opened> + Send + Sync>,
+    recordings: Option<Recordings>,
 }
 
 impl Export {
@@ -48,8 +55,21 @@ impl Export {
             most_mappings: MOST_MAPPINGS,
             most_bytes: u64::MAX,
             shared: None,
+            usb: None,
             open: Box::new(open),
+            recordings: None,
         }
+    }
+
+    /// A USB device, whose open node is passed on to the driver that has the lease.
+    pub(super) fn of_usb(name: &str, address: UsbAddress) -> Self {
+        let text = address.to_string();
+        let open = || Err(Error::NotSupported { what: "vfio-user", by: "a USB device".into() });
+        Self { usb: Some(address), ..Self::opened_by(name, &text, open) }
+    }
+
+    pub(super) const fn passed_on(&self) -> Option<&UsbAddress> {
+        self.usb.as_ref()
     }
 
     /// Serves it to this user rather than to the one who runs this process.
@@ -62,6 +82,12 @@ impl Export {
     #[must_use]
     pub fn mapped(self, mmap: bool) -> Self {
         Self { mmap, ..self }
+    }
+
+    /// Records what passes between each client and the device: one recording a lease. Regions are then not mapped.
+    #[must_use]
+    pub fn recorded(self, recordings: Option<Recordings>) -> Self {
+        Self { recordings, ..self }
     }
 
     /// How many DMA mappings a client may have, each of which may keep a descriptor; 65535 at most.
@@ -114,5 +140,17 @@ impl Export {
     /// What opening it gave.
     pub fn open(&self) -> Result<Opened> {
         (self.open)()
+    }
+
+    /// Opens it for a lease: as [`Export::open`], recorded if that was asked for.
+    ///
+    /// # Errors
+    /// What opening it gave, or making the recording: a lease that was to be recorded is not to go unrecorded.
+    pub(super) fn lease(&self) -> Result<Opened> {
+        let Opened { device, held } = self.open()?;
+        let Some(recordings) = &self.recordings else { return Ok(Opened { device, held }) };
+        let path = recordings.next(&self.name)?;
+        tracing::info!("{}: recorded into {}", self.name, path.display());
+        Ok(Opened { device: Arc::new(Recorder::new(device, &path, recordings.options)?), held })
     }
 }

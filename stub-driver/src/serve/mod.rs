@@ -21,6 +21,7 @@
 
 mod accept;
 mod access;
+mod client;
 mod command;
 mod config;
 mod control;
@@ -29,6 +30,8 @@ mod dma;
 mod export;
 mod irqs;
 mod lease;
+mod pass_on;
+mod recordings;
 mod refusal;
 mod server;
 mod session;
@@ -39,7 +42,8 @@ pub(crate) use command::SOCKET_DIR;
 pub use command::{ServeArgs, run};
 pub use config::{Config, DeviceConfig};
 pub(crate) use control::SOCKET as CONTROL_SOCKET;
-pub use control::{DeviceStatus, LeaseStatus, Reply, Request, Status};
+pub use control::{ControlServer, DeviceStatus, LeaseStatus, Reply, Request, Status};
 pub use device::DeviceAddress;
 pub use export::{Export, Opened};
+pub use recordings::Recordings;
 pub use server::{DeviceServer, PATIENCE};

@@ -1,6 +1,7 @@
 //! One device on one socket: one client at a time has the lease.
 
 use super::accept::{Running, Service};
+use super::client::Client;
 use super::export::Export;
 use super::lease::{Counters, Lease};
 use super::refusal::Refusal;
@@ -16,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use udrv_backend::{Error, RegionIndex, Width};
+use udrv_backend::{AnyBackend, Backend as _, Error, RegionIndex, Width};
 use udrv_channel::Channel;
 use udrv_wire::Errno;
 
@@ -107,6 +108,11 @@ impl Service for Served {
 
 impl Served {
     pub(super) fn peek(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64, Error> {
+        self.reach(|device| device.read(region, offset, width))
+    }
+
+    /// Does something with the device that a client has, or that is open anyway.
+    pub(super) fn reach<T>(&self, act: impl FnOnce(&AnyBackend) -> Result<T, Error>) -> Result<T, Error> {
         self.slot.look(|tenant| {
             let leased = tenant.and_then(|tenant| tenant.device.as_ref());
             let device = leased.or(self.export.shared_device()).ok_or_else(|| Error::Unavailable {
@@ -114,12 +120,15 @@ impl Served {
                 why: "nobody has it, and it is open only during a lease".into(),
                 advice: "start its driver first".into(),
             })?;
-            device.read(region, offset, width)
+            act(device)
         })
     }
 
     /// From the first message to the end of the lease.
     fn converse(&self, stream: UnixStream, peer: &UnixCredentials) -> std::io::Result<String> {
+        if let Some(address) = self.export.passed_on() {
+            return self.pass_on(address, &stream, peer);
+        }
         let handle = stream.try_clone()?;
         let channel = Channel::new(stream, LIMITS, self.patience)?;
         let hello = match session::greet(&channel) {
@@ -140,9 +149,9 @@ impl Served {
             return Ok(hello.turn_away(&channel, Refusal::new(Errno::EBUSY, why)));
         }
         let tenancy = Tenancy(self);
-        let opened = self.export.open().and_then(|opened| Lease::new(opened, counters, self.export.no_mappings()));
+        let opened = self.export.lease().and_then(|opened| Lease::new(opened, counters, self.export.no_mappings()));
         Ok(match opened {
-            Ok(lease) => self.hold(&channel, &hello, lease, &tenancy),
+            Ok(lease) => self.hold(&channel, &hello, lease, (&tenancy, peer)),
             Err(error) => {
                 tracing::error!("{}: cannot be opened: {error}", self.export.name());
                 hello.turn_away(&channel, error.into())
@@ -151,22 +160,36 @@ impl Served {
     }
 
     /// One lease, ended in order even if the device panicked.
-    fn hold(&self, channel: &Channel, hello: &Hello, mut lease: Lease, _until_freed: &Tenancy<'_>) -> String {
+    fn hold(
+        &self,
+        channel: &Channel,
+        hello: &Hello,
+        mut lease: Lease,
+        (_until_freed, peer): (&Tenancy<'_>, &UnixCredentials),
+    ) -> String {
+        let client = Client::of(peer);
+        let watch = client.watch();
         let name = self.export.name();
         tracing::info!("{name}: leased");
         self.slot.opened(&lease.device);
         let talk = || Session { channel, lease: &mut lease, mmap: self.export.maps(), name }.run(hello);
         let why = catch_unwind(AssertUnwindSafe(talk)).unwrap_or_else(|_| "its device panicked".into());
+        drop(watch);
         let revoked = self.slot.ending();
         // The client sees at once that it is over; the device may take its time.
         let _ = channel.stream().shutdown(Shutdown::Both);
+        // Before the end, which takes the device's state away.
+        let look = || client.post_mortem(&lease.device, name, self.listener.path(), self.export.owner());
+        if catch_unwind(AssertUnwindSafe(look)).is_err() {
+            tracing::error!("{name}: looking at what its client left panicked");
+        }
         lease.end(name);
         revoked.unwrap_or(why)
     }
 }
 
 /// Frees the lease when dropped, whatever happened.
-struct Tenancy<'a>(&'a Served);
+pub(super) struct Tenancy<'a>(pub(super) &'a Served);
 
 impl Drop for Tenancy<'_> {
     fn drop(&mut self) {

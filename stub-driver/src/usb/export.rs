@@ -25,7 +25,7 @@ const EMPTY_DISK: usize = 16 << 20;
 /// `stub-driver usb export`
 #[derive(Debug, clap::Args)]
 pub struct ExportArgs {
-    /// Devices: usb:BUS-PORT, usb:VID:PID[:SERIAL], or model:usb-storage[:IMAGE].
+    /// Devices: usb:BUS-PORT, usb:VID:PID[:SERIAL], or a model: model:usb-storage[:IMAGE], model:cdc-acm, model:ftdi.
     #[arg(required = true)]
     devices: Vec<String>,
     /// Where to listen. USB/IP has no authentication: beyond the loopback, --allow says who may connect.
@@ -124,7 +124,11 @@ fn open(address: &str) -> Result<AnyUsb> {
             let disk = udrv_usb_storage::model::Disk::new(medium);
             Ok(Arc::clone(Device::new(Arc::new(Software::new(address, disk)?))?.backend()))
         }
-        other => bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE]"),
+        "cdc-acm" => Ok(Arc::new(Software::new(address, udrv_usb_serial::model::CdcAcm::echoing())?)),
+        "ftdi" => Ok(Arc::new(Software::new(address, udrv_usb_serial::model::Ftdi::echoing())?)),
+        other => {
+            bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE], model:cdc-acm or model:ftdi")
+        }
     }
 }
 

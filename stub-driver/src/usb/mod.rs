@@ -1,9 +1,9 @@
-//! USB devices: passed to unprivileged drivers on this machine, and exported to others.
+//! USB devices: taken for unprivileged drivers on this machine (`stub-driver serve` passes them on), and exported to others.
 
 pub mod export;
-pub mod serve;
+mod flights;
 pub mod session;
-pub mod usbip;
+pub(crate) mod taken;
 
 use anyhow::Result;
 
@@ -16,8 +16,6 @@ pub struct UsbArgs {
 
 #[derive(Debug, clap::Subcommand)]
 enum UsbCommand {
-    /// Take a USB device from its kernel driver and pass it to one driver after the other, until told to end.
-    Serve(serve::ServeArgs),
     /// Export USB devices and models over USB/IP, until told to end.
     Export(export::ExportArgs),
 }
@@ -28,7 +26,6 @@ enum UsbCommand {
 /// What keeps it from serving.
 pub fn run(args: &UsbArgs) -> Result<()> {
     match &args.command {
-        UsbCommand::Serve(args) => serve::run(args),
         UsbCommand::Export(args) => export::run(args),
     }
 }

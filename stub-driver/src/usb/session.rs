@@ -3,16 +3,16 @@
 //! The client's commands are read on its own thread; answers are written by another, since transfers end on the USB
 //! thread, which must not wait for a client that does not read. How much a client may have in flight is limited.
 
-use super::usbip::{self, Command, HEADER, ImportStatus, Operation, Submit};
-use std::collections::{BTreeMap, HashMap};
+use super::flights::{Answers, Flight, Flights, answers_to};
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use udrv_backend::{Error, Result};
 use udrv_usb::descriptor::TransferType;
-use udrv_usb::{AnyUsb, Completion, EndpointAddress, Kind, Setup, Status, Transfer, TransferFlags, TransferId};
+use udrv_usb::usbip::{self, Command, HEADER, ImportStatus, Operation, Submit};
+use udrv_usb::{AnyUsb, Completion, EndpointAddress, Kind, Setup, Transfer, TransferFlags, TransferId};
 
 /// How long a client may take to say what it wants.
 const GREETING: Duration = Duration::from_secs(10);
@@ -165,10 +165,10 @@ fn import(mut stream: TcpStream, device: &Exported) -> Result<()> {
     stream.write_all(&usbip::imported(ImportStatus::Ok, Some(record))).map_err(os)?;
     // No deadline from here on: a client may have nothing to say for as long as it has the device.
     stream.set_read_timeout(None).map_err(os)?;
-    let (answers, written) = channel();
+    let (answers, answered) = Answers::new();
     let writer = {
         let mut stream = stream.try_clone().map_err(os)?;
-        let write = move || write_answers(&mut stream, &written);
+        let write = move || answered.write_to(&mut stream);
         std::thread::Builder::new().name("usbip answers".into()).spawn(write).map_err(os)?
     };
     let session = Session { device, flights: Arc::default(), answers };
@@ -181,67 +181,19 @@ fn import(mut stream: TcpStream, device: &Exported) -> Result<()> {
     outcome.and(ended)
 }
 
-fn write_answers(stream: &mut TcpStream, answers: &Receiver<Vec<u8>>) {
-    for answer in answers {
-        if let Err(error) = stream.write_all(&answer) {
-            tracing::info!(%error, "a client does not take its answers");
-            // Which ends the reading side too, and so the session.
-            let _ = stream.shutdown(std::net::Shutdown::Both);
-            return;
-        }
-    }
-}
-
-/// What a client has in flight.
-#[derive(Default)]
-struct Flights {
-    table: Mutex<Table>,
-    ended: Condvar,
-}
-
-#[derive(Default)]
-struct Table {
-    by_seqnum: HashMap<u32, Flight>,
-    bytes: usize,
-}
-
-struct Flight {
-    id: TransferId,
-    bytes: usize,
-    /// The number of the UNLINK that asked for its end.
-    unlink: Option<u32>,
-}
-
-impl Flights {
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a transfer out and sends what `answers` makes of the UNLINK that asked for its end. Both under the lock: an
-    /// UNLINK finds it in flight, or comes after its answer.
-    fn finish(&self, seqnum: u32, to: &Sender<Vec<u8>>, answers: impl FnOnce(Option<u32>) -> Vec<Vec<u8>>) {
-        let mut table = self.lock();
-        let Some(flight) = table.by_seqnum.remove(&seqnum) else { return };
-        table.bytes = table.bytes.saturating_sub(flight.bytes);
-        for answer in answers(flight.unlink) {
-            // A client that has gone needs no answer.
-            let _ = to.send(answer);
-        }
-        drop(table);
-        self.ended.notify_all();
-    }
-}
-
 struct Session<'a> {
     device: &'a Exported,
     flights: Arc<Flights>,
-    answers: Sender<Vec<u8>>,
+    answers: Answers,
 }
 
 impl Session<'_> {
     fn serve(&self, stream: &mut TcpStream) -> Result<()> {
         let os = |error: std::io::Error| Error::os("reading from a client", error);
         loop {
+            if self.answers.are_not_taken() {
+                return Err(violation("no interest in its answers"));
+            }
             let mut header = [0; HEADER];
             match stream.read_exact(&mut header) {
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Ok(()),
@@ -385,32 +337,4 @@ impl Session<'_> {
         self.device.lock().alternates.clear();
         self.device.backend.reset()
     }
-}
-
-/// RET_SUBMIT; or RET_UNLINK alone if it was unlinked; or both, in this order, if it was faster: then its data is not lost.
-fn answers_to(seqnum: u32, unlink: Option<u32>, is_in: bool, completion: Completion) -> Vec<Vec<u8>> {
-    let status = usbip::errno(completion.status);
-    if let (Some(unlink), Status::Cancelled) = (unlink, completion.status) {
-        return vec![usbip::unlinked(unlink, status)];
-    }
-    let data = match (is_in, completion.packets.as_slice()) {
-        (false, _) => Vec::new(),
-        (true, []) => completion.data,
-        (true, packets) => packed(&completion.data, packets),
-    };
-    let actual = u32::try_from(completion.actual).unwrap_or(u32::MAX);
-    let submitted = usbip::submitted(seqnum, status, actual, &data, &completion.packets);
-    std::iter::once(submitted).chain(unlink.map(|seqnum| usbip::unlinked(seqnum, 0))).collect()
-}
-
-/// What came in each packet, without the gaps.
-fn packed(data: &[u8], packets: &[udrv_usb::Packet]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let mut offset = 0;
-    for packet in packets {
-        let came = data.get(offset..offset + packet.actual as usize);
-        bytes.extend(came.unwrap_or_default());
-        offset += packet.length as usize;
-    }
-    bytes
 }

@@ -32,5 +32,5 @@ fn main() {
             rows.push(row);
         }
     }
-    report::write(&rows);
+    report::write("irq", &rows);
 }

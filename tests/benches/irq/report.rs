@@ -119,15 +119,15 @@ impl fmt::Display for Row {
 }
 
 /// Writes the rows as JSON and as a plot, into the build's `bench` folder.
-pub fn write(rows: &[Row]) {
+pub fn write(name: &str, rows: &[Row]) {
     let target = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../target")), PathBuf::from);
     let folder = target.join("bench");
     let json: Vec<_> = rows.iter().map(Row::json).collect();
     let text = serde_json::to_string_pretty(&json).expect("rows are plain values");
     let written = std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(folder.join("irq.json"), text))
-        .and_then(|()| std::fs::write(folder.join("irq.svg"), plot(rows)));
+        .and_then(|()| std::fs::write(folder.join(format!("{name}.json")), text))
+        .and_then(|()| std::fs::write(folder.join(format!("{name}.svg")), plot(rows)));
     written.unwrap_or_else(|error| panic!("writing into {}: {error}", folder.display()));
 }
 

@@ -12,7 +12,7 @@ use udrv_backend::{AnyBackend, Backend};
 /// Checks every promise of the Backend trait against one device, which it takes for itself
 #[derive(Debug, Parser)]
 struct Args {
-    /// pci:BDF, unix:PATH, model:edu or model:vectors
+    /// pci:BDF, unix:PATH, model:edu, model:uart16550 or model:vectors
     device: String,
     /// Only checks whose name contains this
     #[arg(long)]
@@ -25,6 +25,7 @@ struct Args {
 fn open(address: &str) -> udrv_backend::Result<AnyBackend> {
     match address {
         "model:edu" => Ok(Arc::new(udrv_edu::model::edu())),
+        "model:uart16550" => Ok(Arc::new(udrv_uart16550::model::uart16550())),
         "model:vectors" => Ok(Arc::new(udrv_tests::vectors::vectors()?)),
         other => udrv::open(other),
     }
@@ -34,6 +35,7 @@ fn open(address: &str) -> udrv_backend::Result<AnyBackend> {
 fn knowledge(device: &dyn Backend) -> udrv_backend::Result<Knowledge> {
     Ok(match Config::new(device).id()? {
         (0x1234, 0x11e8) => udrv_edu::conformance::KNOWLEDGE,
+        (0x1b36, 0x0002) => udrv_uart16550::conformance::KNOWLEDGE,
         (0x1234, 0xf00d) => udrv_tests::vectors::KNOWLEDGE,
         _ => Knowledge::default(),
     })

@@ -49,11 +49,11 @@ impl State {
     }
 }
 
-fn write_to(fd: &OwnedFd, bytes: &[u8]) {
-    // What is full has signals waiting already.
-    if send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) == Err(nix::errno::Errno::ENOTSOCK)
-    {
-        let _full = nix::unistd::write(fd, bytes);
+/// False if it was full: then it has signals waiting already.
+fn write_to(fd: &OwnedFd, bytes: &[u8]) -> bool {
+    match send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        Err(nix::errno::Errno::ENOTSOCK) => nix::unistd::write(fd, bytes).is_ok(),
+        sent => sent.is_ok(),
     }
 }
 
@@ -87,14 +87,18 @@ impl Lines {
     }
 
     pub fn fire(&self, vector: u32) {
-        self.send(vector, &1u64.to_ne_bytes());
+        self.try_fire(vector);
     }
 
-    /// Writes these bytes to a message's trigger.
-    pub fn send(&self, vector: u32, bytes: &[u8]) {
-        if let Some(Some(fd)) = self.state().messages.get(vector as usize) {
-            write_to(fd, bytes);
-        }
+    /// Whether its trigger took it.
+    pub fn try_fire(&self, vector: u32) -> bool {
+        self.send(vector, &1u64.to_ne_bytes())
+    }
+
+    /// Writes these bytes to a message's trigger, and says whether it took them.
+    pub fn send(&self, vector: u32, bytes: &[u8]) -> bool {
+        let state = self.state();
+        state.messages.get(vector as usize).and_then(Option::as_ref).is_some_and(|fd| write_to(fd, bytes))
     }
 
     pub fn is_armed(&self, vector: u32) -> bool {

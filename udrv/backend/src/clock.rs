@@ -1,13 +1,33 @@
 //! The only reader of the clock in both sides' libraries, so that time can stand still while a debugger holds the driver.
 
 use crate::{Error, Result};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Monotonic time.
+/// For how many nanoseconds the process was held so far, little-endian.
+static HELD: OnceLock<&'static AtomicU64> = OnceLock::new();
+
+/// Lets the clock stand still for as long as `nanoseconds` (a little-endian number, which only grows) says the process was
+/// held. Whoever holds the process adds to it before the process goes on. The first call counts.
+pub fn stands_still_by(nanoseconds: &'static AtomicU64) {
+    let _first = HELD.get_or_init(|| nanoseconds);
+}
+
+/// Monotonic time, without the time for which a debugger held the process.
 #[must_use]
 #[expect(clippy::disallowed_methods, reason = "this is the module that reads the clock")]
 pub fn now() -> Instant {
-    Instant::now()
+    let Some(held) = HELD.get() else { return Instant::now() };
+    loop {
+        // Held between the two, the time read would be from before, or from after, what is subtracted.
+        let before = held.load(Ordering::Acquire);
+        let now = Instant::now();
+        if held.load(Ordering::Acquire) == before {
+            // What another process has written is not believed further than it goes.
+            return now.checked_sub(Duration::from_nanos(u64::from_le(before))).unwrap_or(now);
+        }
+    }
 }
 
 /// A point in time by which something must have happened, and how long was allowed.

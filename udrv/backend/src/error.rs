@@ -138,6 +138,18 @@ pub enum Error {
         /// What was expected.
         expected: String,
     },
+    /// The device carried a command out, or refused to, and said how that ended: not with success.
+    #[error("{device} sent {meaning} to {command}: expected success")]
+    Status {
+        /// Its address.
+        device: String,
+        /// The command, in the words of the device's specification.
+        command: String,
+        /// The status, as the device's specification numbers it.
+        status: u32,
+        /// Its name there.
+        meaning: String,
+    },
     /// The operating system refused.
     #[error("{doing}: {cause}")]
     Os {
@@ -182,6 +194,7 @@ impl Error {
             Self::Timeout { .. } => ETIMEDOUT,
             Self::Gone { .. } => ENODEV,
             Self::Protocol { .. } => EPROTO,
+            Self::Status { .. } => EIO,
             Self::Os { cause, .. } => cause.raw_os_error().unwrap_or(EIO),
         }
     }

@@ -15,6 +15,7 @@ pub mod conformance;
 mod dma;
 mod error;
 mod irq;
+mod observe;
 pub mod pci;
 mod region;
 pub mod register;
@@ -22,6 +23,7 @@ pub mod register;
 pub use dma::{Dma, DmaAccess, DmaLimits, DmaMap};
 pub use error::{Error, Result};
 pub use irq::{IrqFlags, IrqIndex, IrqInfo, Trigger};
+pub use observe::{Moment, Observe};
 pub use region::{MapRegion, RegionFile, RegionFlags, RegionIndex, RegionInfo, SparseArea, Width};
 
 /// What a device says of itself (`struct vfio_device_info`, without the sizes).
@@ -130,6 +132,12 @@ pub trait Backend: Send + Sync {
     fn mappable(&self) -> Option<&dyn MapRegion> {
         None
     }
+
+    /// Whom a runtime tells what the device does not see, if anybody looks on. Asked once, when the runtime takes the
+    /// device, so that nobody looking on costs nothing.
+    fn observer(&self) -> Option<std::sync::Arc<dyn Observe>> {
+        None
+    }
 }
 
 /// A device that can be reset.
@@ -165,6 +173,7 @@ macro_rules! forward {
             fn dma(&self) -> Option<&dyn Dma> { (**self).dma() }
             fn resettable(&self) -> Option<&dyn Reset> { (**self).resettable() }
             fn mappable(&self) -> Option<&dyn MapRegion> { (**self).mappable() }
+            fn observer(&self) -> Option<std::sync::Arc<dyn Observe>> { (**self).observer() }
         }
     )*};
 }

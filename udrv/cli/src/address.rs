@@ -9,8 +9,10 @@ pub fn open(address: &str) -> Result<AnyBackend> {
     match address.strip_prefix("model:") {
         Some("edu") => Ok(Arc::new(udrv_edu::model::edu())),
         Some("nvme") => Ok(Arc::new(udrv_nvme::model::nvme()?)),
+        Some("uart16550") => Ok(Arc::new(udrv_uart16550::model::uart16550())),
         Some(_) => {
-            Err(Error::BadAddress { given: address.into(), expected: "a model there is: model:edu, model:nvme" }.into())
+            let expected = "a model there is: model:edu, model:nvme, model:uart16550";
+            Err(Error::BadAddress { given: address.into(), expected }.into())
         }
         None => Ok(udrv::open(address)?),
     }

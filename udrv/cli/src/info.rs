@@ -4,6 +4,7 @@ use crate::capability::{Capability, Space, class_name};
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
+use std::io::{BufWriter, Write};
 use udrv::pci::Config;
 use udrv_backend::{IrqIndex, RegionIndex};
 
@@ -83,12 +84,13 @@ pub fn run(args: &InfoArgs) -> Result<()> {
             info.irqs.push(Irq { irq: index.to_string(), vectors: irq.count, flags: flag_names(&irq.flags) });
         }
     }
+    let mut out = BufWriter::new(std::io::stdout().lock());
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&info)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(&info)?)?;
     } else {
-        print(&info);
+        print(&mut out, &info)?;
     }
-    Ok(())
+    Ok(out.flush()?)
 }
 
 /// The names of the flags that are set, as `READ | WRITE`.
@@ -97,20 +99,24 @@ fn flag_names<F: bitflags::Flags>(flags: &F) -> String {
     if names.is_empty() { "none".into() } else { names.join(" | ") }
 }
 
-fn print(info: &Info) {
-    println!("{}  {}:{}  class {} ({})", info.address, info.vendor, info.device, info.class, info.class_name);
-    println!("  command       {}", info.command);
-    println!("  reset         {}", if info.reset { "yes" } else { "none: the device keeps its state between drivers" });
-    println!("  DMA           {}", if info.dma { "yes" } else { "no" });
+fn print(out: &mut impl Write, info: &Info) -> std::io::Result<()> {
+    writeln!(out, "{}  {}:{}  class {} ({})", info.address, info.vendor, info.device, info.class, info.class_name)?;
+    writeln!(out, "  command       {}", info.command)?;
+    writeln!(
+        out,
+        "  reset         {}",
+        if info.reset { "yes" } else { "none: the device keeps its state between drivers" }
+    )?;
+    writeln!(out, "  DMA           {}", if info.dma { "yes" } else { "no" })?;
     for region in &info.regions {
         let bar = region.bar.as_deref().map(|bar| format!("  {bar}")).unwrap_or_default();
-        println!("  region {:<6} {:>#10x} bytes  {}{bar}", region.region, region.size, region.flags);
+        writeln!(out, "  region {:<6} {:>#10x} bytes  {}{bar}", region.region, region.size, region.flags)?;
         for (offset, size) in &region.mappable {
-            println!("    mappable    {size:>#10x} bytes at {offset:#x}");
+            writeln!(out, "    mappable    {size:>#10x} bytes at {offset:#x}")?;
         }
     }
     for irq in &info.irqs {
-        println!("  irq {:<9} {:>4} vector(s)  {}", irq.irq, irq.vectors, irq.flags);
+        writeln!(out, "  irq {:<9} {:>4} vector(s)  {}", irq.irq, irq.vectors, irq.flags)?;
     }
     for capability in &info.capabilities {
         let text = |value: &Value| match value {
@@ -120,6 +126,7 @@ fn print(info: &Info) {
         };
         let fields: Vec<_> = capability.fields.iter().map(|(name, value)| format!("{name} {}", text(value))).collect();
         let Capability { offset, id, name, .. } = capability;
-        println!("  capability    {id:#04x} at {offset:#05x}  {name}  {}", fields.join(", "));
+        writeln!(out, "  capability    {id:#04x} at {offset:#05x}  {name}  {}", fields.join(", "))?;
     }
+    Ok(())
 }

@@ -2,13 +2,17 @@
 
 mod address;
 mod capability;
+mod debug;
 mod faults;
 mod info;
+mod nbd;
 mod nvme;
+mod outside;
 mod progress;
 mod run;
 mod stop;
 mod trace;
+mod uart;
 mod usb;
 
 use clap::{Parser, Subcommand};
@@ -20,10 +24,10 @@ use std::process::ExitCode;
     version,
     about = "Run native drivers as ordinary processes",
     after_help = "Device addresses:\n  pci:0000:03:00.0     kernel VFIO, in this process (bind it first: stub-driver bind)\n  \
-unix:PATH            the stub, or any other vfio-user server\n  model:edu, model:nvme software, in this process\n  \
+unix:PATH            the stub, or any other vfio-user server\n  model:NAME           edu, nvme or uart16550: software, in this process\n  \
 replay:FILE          what udrv run --record has recorded\n\n\
 Examples:\n  udrv run edu --device model:edu\n  udrv run edu --device unix:/run/udrv/edu.sock --irq signal\n  \
-udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
+udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv run nvme --device pci:0000:04:00.0 --export nbd:/run/udrv/disk.sock\n  udrv run uart16550 --device unix:/run/udrv/0000:00:08.0.sock --link /tmp/serial\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -34,6 +38,8 @@ struct Cli {
 enum Command {
     /// Run a guest driver on a device.
     Run(run::RunArgs),
+    /// Run a driver in a debugger that shows devices, registers, interrupts and DMA.
+    Debug(debug::DebugArgs),
     /// Run a guest driver once for each fault of a catalogue, and show which it survives.
     Faults(faults::FaultsArgs),
     /// Look at what `udrv run --record` has recorded.
@@ -42,6 +48,22 @@ enum Command {
     Info(info::InfoArgs),
     /// USB devices.
     Usb(usb::UsbArgs),
+    /// Show what interrupts a running driver of another process has seen, and which sections hold them back.
+    Irqs(outside::irqs::IrqsArgs),
+    /// Show which devices are driven, and by which processes.
+    Devices(outside::show::DevicesArgs),
+    /// Show the registers of a device that is driven, by name and bits, also while its driver stands in a debugger.
+    Regs(outside::registers::RegsArgs),
+    /// Write a register of a device that is driven, behind its driver's back.
+    Poke(outside::registers::PokeArgs),
+    /// Show the DMA buffers of a running driver.
+    Dma(outside::show::DmaArgs),
+    /// Show the last register accesses of a running driver.
+    Accesses(outside::show::AccessesArgs),
+    /// Show what a stub has kept of a driver that panicked, crashed or was killed.
+    Inspect(outside::bundle::InspectArgs),
+    /// Let a running driver have an interrupt that its device did not raise.
+    Raise(outside::raise::RaiseArgs),
 }
 
 /// Something with the device or its driver is wrong.
@@ -56,18 +78,30 @@ fn main() -> ExitCode {
         .init();
     let command = match Cli::try_parse() {
         Ok(cli) => cli.command,
-        Err(error) if !error.use_stderr() => error.exit(),
-        Err(error) => return usage(&error.to_string()),
+        Err(error) => return misused(&error),
     };
     let outcome = match command {
         Command::Run(args) => run::run(args),
+        Command::Debug(args) => debug::run(&args),
         Command::Faults(args) => faults::run(&args),
         Command::Trace(args) => trace::run(args),
         Command::Info(args) => info::run(&args),
         Command::Usb(args) => usb::run(&args),
+        Command::Irqs(args) => outside::irqs::run(&args),
+        Command::Devices(args) => outside::show::devices(&args),
+        Command::Regs(args) => outside::registers::regs(&args),
+        Command::Poke(args) => outside::registers::poke(&args),
+        Command::Dma(args) => outside::show::dma(&args),
+        Command::Accesses(args) => outside::show::accesses(&args),
+        Command::Inspect(args) => outside::bundle::run(&args),
+        Command::Raise(args) => outside::raise::run(&args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        // A pager that was left, or `head`.
+        Err(error) if error.downcast_ref().map(std::io::Error::kind) == Some(std::io::ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             // Not with `#`: our errors say in their own text what caused them.
             eprintln!("udrv: {error}");
@@ -77,10 +111,18 @@ fn main() -> ExitCode {
     }
 }
 
-/// clap's error in one line: its first paragraph.
-fn usage(error: &str) -> ExitCode {
-    let what = error.split("\n\n").next().unwrap_or(error).trim_start_matches("error: ");
-    let words: Vec<_> = what.split_whitespace().collect();
-    eprintln!("udrv: {}; see udrv --help", words.join(" "));
+/// clap's error in one line, as every other error: what is wrong, and the command's usage. Help and version are as clap has them.
+fn misused(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let is_help = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand || !error.use_stderr();
+    if is_help {
+        error.exit();
+    }
+    let text = error.to_string();
+    let mut paragraphs = text.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let what = paragraphs.next().unwrap_or_default();
+    let usage =
+        paragraphs.find(|paragraph| paragraph.starts_with("Usage:")).unwrap_or_else(|| "See udrv --help".into());
+    eprintln!("udrv: {}. {usage}", what.trim_start_matches("error: "));
     ExitCode::from(USAGE)
 }

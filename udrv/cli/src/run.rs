@@ -2,20 +2,27 @@
 
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand, ValueEnum};
+use serde_json::json;
 use std::io::{IsTerminal as _, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 use udrv::debug::fault::Faulty;
+use udrv::debug::sanitise::{Findings, Sanitised};
 use udrv::debug::trace::{Options, Recorder};
 use udrv::host::{Ended, Host, Report, Stop};
-use udrv::irq::{Delivery, accounts};
+use udrv::irq::{Delivery, IrqsOff, accounts, are_checked, irqs_off};
+use udrv::rt::{self, Processors};
 use udrv_backend::IrqIndex;
 use udrv_edu::driver::{Finding, Tour, TourConfig};
 
 #[derive(Args)]
 pub struct RunArgs {
+    /// Run the driver before all ordinary threads (SCHED_FIFO), with its memory kept in, and on these processors if any are
+    /// named (--rt=1, --rt=0,2-3). Takes root, or the rights that it names where they are missing.
+    #[arg(long, global = true, value_name = "CPUS", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    rt: Option<String>,
     #[command(subcommand)]
     driver: DriverArgs,
 }
@@ -28,8 +35,15 @@ enum DriverArgs {
     UsbStorage(crate::usb::storage::StorageArgs),
     /// USB keyboard, boot protocol: show the keys.
     UsbKeyboard(crate::usb::keyboard::KeyboardArgs),
+    /// USB serial port, CDC-ACM or FTDI: a terminal that other programs open.
+    UsbSerial(crate::usb::serial::SerialArgs),
+    /// USB sound: play a WAV file or a tone, record.
+    UsbAudio(crate::usb::audio::AudioArgs),
     /// NVMe: identify, health, blocks read to a file and written from one.
     Nvme(crate::nvme::NvmeArgs),
+    /// 16550 serial port: a pseudo-terminal that other programs open.
+    #[command(name = "uart16550")]
+    Uart(crate::uart::UartArgs),
 }
 
 #[derive(Args)]
@@ -61,9 +75,18 @@ struct EduArgs {
     /// Room for this many events in the recording, 32 bytes each; those that follow are only counted.
     #[arg(long, requires = "record", default_value_t = Options::default().events)]
     record_events: u64,
+    /// Check DMA: the device gets copies of buffers, and writes where it may not are found.
+    #[arg(long)]
+    sanitise_dma: bool,
     /// Show what each interrupt source has seen, every second and at the end.
     #[arg(long)]
     irqs: bool,
+    /// Show how long interrupts were off, and which lines turned them off (only where the checks are compiled).
+    #[arg(long)]
+    irqsoff: bool,
+    /// That as one line of JSON.
+    #[arg(long, requires = "irqsoff")]
+    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -85,6 +108,10 @@ enum Vector {
 }
 
 pub fn run(args: RunArgs) -> Result<()> {
+    if let Some(processors) = &args.rt {
+        // Before the driver's threads are started, which inherit it.
+        rt::enter(&processors.parse::<Processors>()?)?;
+    }
     match args.driver {
         DriverArgs::Edu(args) => edu(&args),
         DriverArgs::Nvme(args) => {
@@ -92,9 +119,16 @@ pub fn run(args: RunArgs) -> Result<()> {
             crate::stop::on_signal(stop.clone())?;
             crate::nvme::run(args, &stop)
         }
+        DriverArgs::Uart(args) => {
+            let stop = Stop::default();
+            crate::stop::on_signal(stop.clone())?;
+            crate::uart::run(&args, &stop)
+        }
         // These give their device back on a signal, each in its own way.
-        DriverArgs::UsbKeyboard(args) => crate::usb::keyboard::run(&args),
-        DriverArgs::UsbStorage(args) => crate::usb::storage::run(&args),
+        DriverArgs::UsbAudio(args) => crate::usb::conclude(crate::usb::audio::run(&args)),
+        DriverArgs::UsbSerial(args) => crate::usb::conclude(crate::usb::serial::run(&args)),
+        DriverArgs::UsbKeyboard(args) => crate::usb::conclude(crate::usb::keyboard::run(&args)),
+        DriverArgs::UsbStorage(args) => crate::usb::conclude(crate::usb::storage::run(&args)),
     }
 }
 
@@ -111,6 +145,9 @@ fn edu(edu: &EduArgs) -> Result<()> {
 }
 
 fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
+    if args.irqsoff && !are_checked() {
+        bail!("--irqsoff: this build does not look: build it with --features udrv/checks, and leave UDRV_CHECKS unset");
+    }
     let mut device = crate::address::open(&args.device)?;
     if let Some(plan) = &args.faults {
         device = Arc::new(Faulty::new(device, crate::faults::plan(plan)?)?);
@@ -118,6 +155,11 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     if let Some(file) = &args.record {
         let options = Options { events: args.record_events, dma_contents: args.record_dma };
         device = Arc::new(Recorder::new(device, file, options)?);
+    }
+    let mut findings = None;
+    if args.sanitise_dma {
+        let (sanitised, found) = Sanitised::new(device)?;
+        (device, findings) = (Arc::new(sanitised), Some(found));
     }
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
@@ -129,13 +171,21 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
         Vector::Intx => IrqIndex::INTX,
     });
     let paint = Paint::for_stdout();
-    let irqs = args.irqs;
+    let (irqs, irqsoff, json) = (args.irqs, args.irqsoff, args.json);
     // A reader that has seen enough (`| head -1`) is no error, and no reason to leave the tour unfinished.
     let tell = Box::new(move |finding| {
         _ = writeln!(std::io::stdout(), "{}", describe(&finding, paint));
         // The last finding, with the registrations still there.
         if irqs && matches!(finding, Finding::Interrupts(_)) {
             _ = writeln!(std::io::stdout(), "{}", accounts());
+        }
+        if irqsoff && matches!(finding, Finding::Interrupts(_)) {
+            let off = irqs_off();
+            _ = if json {
+                writeln!(std::io::stdout(), "{}", off_as_json(&off))
+            } else {
+                write!(std::io::stdout(), "{off}")
+            };
         }
     });
     let mut host = Host::stopped_by(stop.clone());
@@ -148,6 +198,17 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
             Ended::Panicked(message) => bail!("the edu driver of {device} panicked: {message}"),
         }
         quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
+    }
+    findings.map_or(Ok(()), |findings| tell_findings(&findings))
+}
+
+fn tell_findings(findings: &Findings) -> Result<()> {
+    let found = findings.all();
+    for finding in &found {
+        _ = writeln!(std::io::stdout(), "DMA        {finding}");
+    }
+    if !found.is_empty() {
+        bail!("the DMA checker has {} findings", found.len());
     }
     Ok(())
 }
@@ -165,6 +226,18 @@ fn join_showing_irqs(host: Host) -> Vec<Report> {
         drop(ended);
         reports
     })
+}
+
+fn off_as_json(off: &IrqsOff) -> serde_json::Value {
+    let buckets = off.histogram.iter().enumerate().filter(|(_, sections)| **sections > 0);
+    let buckets: Vec<_> = buckets.map(|(n, sections)| json!({"from_ns": 1_u64 << n, "sections": sections})).collect();
+    let places = off.places.iter().map(|place| {
+        json!({
+            "at": place.at.to_string(), "sections": place.sections, "longest_ns": place.longest.as_nanos() as u64,
+            "over_budget": place.over_budget, "preempted": place.preempted,
+        })
+    });
+    json!({"irqs_off": {"histogram": buckets, "places": places.collect::<Vec<_>>()}})
 }
 
 /// Whether to colour: a terminal, and no wish against it (no-color.org).

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 fn udrv(arguments: &[&str]) -> Output {
@@ -51,6 +51,12 @@ fn unknown_model_is_a_usage_error() {
 }
 
 #[test]
+fn processors_that_are_no_list_are_refused_with_an_example() {
+    assert_refused(&["run", "--rt=x", "edu", "--device", "model:edu"], 1, &["`x`", "such as 1 or 0,2-3"]);
+    assert_refused(&["run", "edu", "--device", "model:edu", "--rt=1023"], 1, &["processors [1023]", "may use"]);
+}
+
+#[test]
 fn malformed_pci_address_is_a_usage_error() {
     for bad in ["pci:", "pci:0000:03:00", "pci:0000:03:20.0", "pci:zz:00.0", "pci:0000:03:00.0 "] {
         assert_refused(&["info", bad], 2, &["expected", "0000:03:00.0"]);
@@ -64,7 +70,7 @@ fn pci_device_that_is_not_there_is_an_error() {
 
 #[test]
 fn argument_that_is_unknown_is_a_usage_error_in_one_line() {
-    assert_refused(&["info"], 2, &["ADDRESS", "--help"]);
+    assert_refused(&["info"], 2, &["ADDRESS", "Usage: udrv info"]);
     assert_refused(
         &["run", "edu", "--device", "model:edu", "--irq", "magic"],
         2,
@@ -244,4 +250,16 @@ fn run_whose_reader_has_left_ends_quietly() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_udrv"));
     let output = command.args(["run", "edu", "--device", "model:edu"]).stdout(writer).output().expect("udrv starts");
     assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stderr).as_ref()), (Some(0), ""));
+}
+
+#[test]
+fn reader_that_leaves_is_no_error_of_info() {
+    // A pipe whose reading end is closed before the command writes, so that its first write fails.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut info = Command::new(env!("CARGO_BIN_EXE_udrv"));
+    let info = info.args(["info", "model:edu"]).stdout(writer).stderr(Stdio::piped()).spawn().expect("started");
+    let output = info.wait_with_output().expect("its end");
+    assert!(output.status.success(), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
 }

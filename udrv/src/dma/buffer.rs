@@ -7,6 +7,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use udrv_backend::register::Word;
 use udrv_backend::{DmaAccess, Error, Result};
+use udrv_inspect::layout::buffer as layout;
 
 /// Which way a buffer's data goes.
 pub trait Direction: Send + 'static {
@@ -45,9 +46,24 @@ pub(super) struct Block {
     pub(super) is_huge: bool,
     /// Whether it was submitted and not completed.
     pub(super) with_device: bool,
+    /// Its place in the inspection page, until it is leaked.
+    pub(super) shown: Option<udrv_inspect::Buffer>,
 }
 
 impl Block {
+    fn show_owner(&self, owner: u64) {
+        if let Some(shown) = &self.shown {
+            shown.belongs_to(owner);
+        }
+    }
+
+    /// To the device, or back.
+    fn hand_over(&mut self, to_device: bool) {
+        self.with_device = to_device;
+        self.show_owner(if to_device { layout::DEVICE } else { layout::DRIVER });
+        self.pool.observe_hand_over(self);
+    }
+
     fn place(&self, offset: usize, length: usize) -> Result<usize> {
         match offset.checked_add(length) {
             Some(end) if end <= self.length => Ok(self.offset + offset),
@@ -64,6 +80,9 @@ impl Drop for Block {
     fn drop(&mut self) {
         if self.with_device {
             self.pool.leak(self);
+            if let Some(shown) = self.shown.take() {
+                shown.leak();
+            }
         } else {
             self.pool.release(self);
         }
@@ -125,7 +144,7 @@ impl<D: Direction> Buffer<D> {
     #[must_use = "dropping what is in flight leaks it: complete it"]
     pub fn submit(mut self) -> InFlight<D> {
         dma_wmb();
-        self.block.with_device = true;
+        self.block.hand_over(true);
         InFlight { buffer: self }
     }
 }
@@ -147,7 +166,7 @@ impl<D: Direction> InFlight<D> {
     #[must_use]
     pub fn complete(mut self) -> Buffer<D> {
         dma_rmb();
-        self.buffer.block.with_device = false;
+        self.buffer.block.hand_over(false);
         self.buffer
     }
 }
@@ -162,7 +181,8 @@ pub struct Coherent {
 }
 
 impl Coherent {
-    pub(super) const fn new(block: Block) -> Self {
+    pub(super) fn new(block: Block) -> Self {
+        block.show_owner(layout::BOTH);
         Self { block }
     }
 
@@ -198,5 +218,23 @@ impl Coherent {
     /// As [`Coherent::read`].
     pub fn write<W: Word>(&self, offset: usize, value: W) -> Result<()> {
         self.block.memory.store(self.block.place(offset, size_of::<W>())?, value)
+    }
+
+    /// `N` loads as [`Coherent::read`] makes them, from `offset` on, in order.
+    ///
+    /// # Errors
+    /// As [`Coherent::read`].
+    #[inline]
+    pub fn read_all<W: Word, const N: usize>(&self, offset: usize) -> Result<[W; N]> {
+        self.block.memory.load_all(self.block.place(offset, N * size_of::<W>())?)
+    }
+
+    /// `N` stores as [`Coherent::write`] makes them, from `offset` on, in order.
+    ///
+    /// # Errors
+    /// As [`Coherent::read`].
+    #[inline]
+    pub fn write_all<W: Word, const N: usize>(&self, offset: usize, values: [W; N]) -> Result<()> {
+        self.block.memory.store_all(self.block.place(offset, N * size_of::<W>())?, values)
     }
 }

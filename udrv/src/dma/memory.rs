@@ -83,26 +83,52 @@ impl Memory {
 
     /// One volatile load.
     pub(super) fn load<W: Word>(&self, offset: usize) -> Result<W> {
-        let at = self.word::<W>(offset)?;
-        // SAFETY: in bounds and aligned by `word`; W is an integer, valid for every bit pattern.
+        let at = self.words::<W>(offset, 1)?;
+        // SAFETY: in bounds and aligned by `words`; W is an integer, valid for every bit pattern.
         Ok(unsafe { at.read_volatile() })
     }
 
     /// One volatile store.
     pub(super) fn store<W: Word>(&self, offset: usize, value: W) -> Result<()> {
-        let at = self.word::<W>(offset)?;
-        // SAFETY: in bounds and aligned by `word`.
+        let at = self.words::<W>(offset, 1)?;
+        // SAFETY: in bounds and aligned by `words`.
         unsafe { at.write_volatile(value) };
         Ok(())
     }
 
-    fn word<W: Word>(&self, offset: usize) -> Result<NonNull<W>> {
+    /// Volatile loads, one after the other.
+    #[inline]
+    pub(super) fn load_all<W: Word, const N: usize>(&self, offset: usize) -> Result<[W; N]> {
+        let first = self.words::<W>(offset, N)?;
+        Ok(std::array::from_fn(|index| {
+            // SAFETY: `index` is below N, and `words` checked so many.
+            let at = unsafe { first.add(index) };
+            // SAFETY: in bounds as above, aligned by `words`; W is an integer, valid for every bit pattern.
+            unsafe { at.read_volatile() }
+        }))
+    }
+
+    /// Volatile stores, one after the other.
+    #[inline]
+    pub(super) fn store_all<W: Word, const N: usize>(&self, offset: usize, values: [W; N]) -> Result<()> {
+        let first = self.words::<W>(offset, N)?;
+        for (index, value) in values.into_iter().enumerate() {
+            // SAFETY: `index` is below N, and `words` checked so many.
+            let at = unsafe { first.add(index) };
+            // SAFETY: in bounds as above, aligned by `words`.
+            unsafe { at.write_volatile(value) };
+        }
+        Ok(())
+    }
+
+    /// Where `count` words are.
+    fn words<W: Word>(&self, offset: usize, count: usize) -> Result<NonNull<W>> {
         let width = size_of::<W>();
         if !offset.is_multiple_of(width) {
             let why = "the access is not aligned to its width";
             return Err(Error::DmaRange { iova: offset as u64, size: width as u64, why });
         }
-        Ok(self.at(offset, width)?.cast())
+        Ok(self.at(offset, width * count)?.cast())
     }
 }
 

@@ -5,7 +5,7 @@ use super::memory::{HUGE, Memory};
 use super::ranges::Ranges;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use udrv_backend::{AnyBackend, DmaAccess, DmaLimits, DmaMap, Error, Result};
+use udrv_backend::{AnyBackend, DmaAccess, DmaLimits, DmaMap, Error, Moment, Observe, Result};
 
 /// Memory for one device's DMA. Cheap to clone; clones are the same pool.
 #[derive(Clone)]
@@ -20,6 +20,19 @@ pub(super) struct Inner {
     size: u64,
     limits: DmaLimits,
     used: Mutex<Used>,
+    /// Who looks on.
+    observer: Option<Arc<dyn Observe>>,
+    /// The device's place in the inspection page.
+    shown: udrv_inspect::Device,
+}
+
+/// What memory is for.
+#[derive(Clone, Copy)]
+struct Use {
+    /// What the device may do.
+    access: DmaAccess,
+    /// Whether it changes hands, rather than being used by driver and device at the same time.
+    streams: bool,
 }
 
 struct Used {
@@ -60,7 +73,9 @@ impl Pool {
         pages.free(0..=bytes - 1);
         let iovas = reachable(&limits, address_bits);
         let used = Mutex::new(Used { pages, iovas, bytes: 0, mappings: 0, leaks: Vec::new() });
-        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used }) })
+        let observer = backend.observer();
+        let shown = udrv_inspect::Device::of(&*backend);
+        Ok(Self { inner: Arc::new(Inner { backend, memory, size: bytes, limits, used, observer, shown }) })
     }
 
     /// A zeroed buffer of `length` bytes, mapped for the device, contiguous on the bus.
@@ -77,7 +92,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::alloc`].
     pub fn alloc_aligned<D: Direction>(&self, length: usize, align: u64) -> Result<Buffer<D>> {
-        Ok(Buffer::new(self.inner.alloc(length, align, D::ACCESS)?))
+        Ok(Buffer::new(self.inner.alloc(length, align, Use { access: D::ACCESS, streams: true })?))
     }
 
     /// Zeroed memory that driver and device use at the same time, such as a ring of descriptors.
@@ -85,7 +100,11 @@ impl Pool {
     /// # Errors
     /// As [`Pool::alloc`].
     pub fn alloc_coherent(&self, length: usize) -> Result<Coherent> {
-        Ok(Coherent::new(self.inner.alloc(length, 1, DmaAccess::READ | DmaAccess::WRITE)?))
+        Ok(Coherent::new(self.inner.alloc(
+            length,
+            1,
+            Use { access: DmaAccess::READ | DmaAccess::WRITE, streams: false },
+        )?))
     }
 
     /// Buffers that were dropped while the device owned them.
@@ -124,7 +143,7 @@ impl Inner {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn alloc(self: &Arc<Self>, length: usize, align: u64, access: DmaAccess) -> Result<Block> {
+    fn alloc(self: &Arc<Self>, length: usize, align: u64, purpose: Use) -> Result<Block> {
         let page = self.limits.page_size;
         let refused = |why| Error::DmaRange { iova: 0, size: length as u64, why };
         if !align.is_power_of_two() {
@@ -147,14 +166,16 @@ impl Inner {
         // Before the device can see what the last owner left.
         let mapped = memory
             .zero(offset as usize, size as usize)
-            .and_then(|()| self.map(&mut used, &memory, (offset, size), align, access));
+            .and_then(|()| self.map(&mut used, &memory, (offset, size), align, purpose));
         match mapped {
             Ok(iova) => {
                 used.bytes += size;
                 used.mappings += 1;
                 drop(used);
                 let (pool, offset) = (Arc::clone(self), offset as usize);
-                Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false })
+                let shown = udrv_inspect::Buffer::new(&self.shown, iova, size, length as u64, purpose.access.bits());
+                let shown = Some(shown);
+                Ok(Block { pool, memory, offset, iova, size, length, is_huge, with_device: false, shown })
             }
             Err(error) => {
                 if !is_huge {
@@ -172,7 +193,7 @@ impl Inner {
         memory: &Memory,
         (offset, size): (u64, u64),
         align: u64,
-        access: DmaAccess,
+        Use { access, streams }: Use,
     ) -> Result<u64> {
         let none = || Error::DmaRange { iova: 0, size, why: "no free bus address in reach of the device" };
         let gone = || Error::DmaRange { iova: 0, size, why: "the device has lost its DMA" };
@@ -180,6 +201,9 @@ impl Inner {
         let mut step = size;
         loop {
             let iova = used.iovas.take(step, align).ok_or_else(none)?;
+            if let (true, Some(observer)) = (streams, &self.observer) {
+                observer.observe(Moment::Streams { iova, size });
+            }
             match dma.map(&DmaMap { iova, size, access, file: memory.as_fd(), offset }) {
                 Ok(()) => {
                     if step > size {
@@ -213,6 +237,13 @@ impl Inner {
             // The pages stay reserved: the device may still reach them.
             Err(error) => tracing::warn!(%error, iova = block.iova, "a DMA buffer could not be unmapped"),
         }
+    }
+
+    /// A block was handed over.
+    pub(super) fn observe_hand_over(&self, block: &Block) {
+        let Some(observer) = &self.observer else { return };
+        let &Block { iova, size, with_device, .. } = block;
+        observer.observe(if with_device { Moment::Lent { iova, size } } else { Moment::Returned { iova, size } });
     }
 
     /// Notes that a block is the device's for good.

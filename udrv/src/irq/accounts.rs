@@ -1,10 +1,124 @@
 //! The interrupts of the whole process, as `/proc/interrupts` has the machine's.
 
-use super::IrqStats;
 use super::deliver::Shared;
+use super::mark::Mark;
+use super::source::Line;
 use super::sync::lock;
+use super::{Delivery, IrqStats};
 use std::fmt;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+use udrv_backend::Backend;
+use udrv_inspect::layout::source;
+
+/// A source's mark, shown in the inspection page with the rest of the source.
+pub(super) struct Shown {
+    mark: Mark,
+    page: udrv_inspect::Source,
+}
+
+/// Shows a domain.
+pub(super) fn show(delivery: Delivery) -> udrv_inspect::Domain {
+    udrv_inspect::page().records(super::checks::ARE_COMPILED, crate::mmio::MAPPED_IS_SHOWN);
+    udrv_inspect::Domain::new(match delivery {
+        Delivery::Thread => 0,
+        Delivery::Signal => 1,
+        Delivery::Poll => 2,
+    })
+}
+
+impl Shown {
+    pub(super) fn new(domain: &udrv_inspect::Domain, line: Option<&Line>) -> Self {
+        let line = line.map(|line| (&*line.backend as &dyn Backend, line.index.0, line.vector));
+        Self { mark: Mark::new(), page: udrv_inspect::Source::new(domain, line) }
+    }
+
+    #[inline]
+    fn show_mark(&self) {
+        self.show(source::MARK, || self.mark.word());
+    }
+
+    pub(super) fn show_raised(&self, raised: &AtomicU64) {
+        self.show(source::RAISED, || raised.load(Ordering::Acquire));
+    }
+
+    /// Stored again if it has changed meanwhile, so that the last one stored is the last there was.
+    #[inline]
+    fn show(&self, word: usize, now: impl Fn() -> u64) {
+        loop {
+            let value = now();
+            self.page.set(word, value);
+            if now() == value {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn raise(&self, count: u64) -> bool {
+        let deliver = self.mark.raise(count);
+        self.show_mark();
+        deliver
+    }
+
+    pub(super) fn take(&self) -> Option<u64> {
+        let taken = self.mark.take();
+        self.show_mark();
+        taken
+    }
+
+    pub(super) fn forget(&self) {
+        self.mark.forget();
+        self.show_mark();
+    }
+
+    pub(super) fn disable(&self) {
+        self.mark.disable();
+        self.show_mark();
+    }
+
+    pub(super) fn enable(&self) -> bool {
+        let deliver = self.mark.enable();
+        self.show_mark();
+        deliver
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.mark.is_set()
+    }
+
+    /// Shows the account, which its lock guards, but for the signals.
+    pub(super) fn settle(&self, stats: &IrqStats) {
+        self.page.set(source::DELIVERED, stats.delivered);
+        self.page.set(source::MERGED, stats.merged);
+        self.page.set(source::SPURIOUS, stats.spurious);
+        self.page.set(source::DEFERRED, stats.deferred);
+        self.page.set(source::LONGEST_DEFERRAL, nanoseconds(stats.longest_deferral));
+        self.page.set(source::LONGEST_HANDLER, nanoseconds(stats.longest_handler));
+        self.page.set(source::STORMED, u64::from(stats.stormed));
+    }
+
+    /// Its handlers run on this thread, or have returned.
+    pub(super) fn runs(&self, runs: bool) {
+        self.page.set(source::HANDLER, if runs { udrv_inspect::thread() } else { 0 });
+    }
+
+    /// Which eventfd signals it.
+    pub(super) fn signalled_by(&self, eventfd: Option<BorrowedFd<'_>>) {
+        self.page.set(source::EVENTFD, eventfd.map_or(0, |fd| fd.as_raw_fd() as u64 + 1));
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Called for each delivery before the handlers, for a debugger to stop at: `udrv break-on-irq`.
+#[inline(never)]
+pub(super) extern "C" fn irq_is_delivered(index: u32, vector: u32, merged: u64) {
+    std::hint::black_box((index, vector, merged));
+}
 
 static DOMAINS: Mutex<Vec<Weak<Shared>>> = Mutex::new(Vec::new());
 
@@ -28,10 +142,14 @@ pub(super) fn enlist(domain: &Arc<Shared>) {
     domains.push(Arc::downgrade(domain));
 }
 
+pub(super) fn domains() -> Vec<Arc<Shared>> {
+    lock(&DOMAINS).iter().filter_map(Weak::upgrade).collect()
+}
+
 /// What every source of every domain of this process has seen, as of now: domain by domain, each in order of delivery.
 #[must_use]
 pub fn accounts() -> Accounts {
-    let domains: Vec<_> = lock(&DOMAINS).iter().filter_map(Weak::upgrade).collect();
+    let domains = domains();
     let sources = domains.iter().flat_map(|domain| lock(&domain.sources).values().cloned().collect::<Vec<_>>());
     Accounts(sources.map(|source| Account { source: source.describe(), stats: source.stats() }).collect())
 }

@@ -1,10 +1,10 @@
 //! Deferred work: what a handler leaves for when the handlers are done.
 
+use super::contain::{contained, let_go};
 use super::deliver::Shared;
 use super::number::me;
 use super::sync::lock;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use udrv_backend::{Error, Result};
@@ -19,7 +19,7 @@ const NOBODY: u32 = 0;
 /// two bottom halves of a domain run at once, and none inside another.
 ///
 /// It is not held off by sections of other threads; what it shares with them belongs in an [`super::IrqLock`]. Dropping
-/// it waits until it does not run any more.
+/// it waits until it does not run any more; in a handler, or in a bottom half, it does not wait.
 pub struct BottomHalf {
     shared: Arc<Shared>,
     half: Arc<Half>,
@@ -27,6 +27,8 @@ pub struct BottomHalf {
 
 struct Half {
     queued: AtomicBool,
+    /// It does not run again.
+    closed: AtomicBool,
     work: Mutex<Option<Box<dyn FnMut() + Send>>>,
 }
 
@@ -39,7 +41,8 @@ pub(super) struct Halves {
 
 impl BottomHalf {
     pub(super) fn new(shared: &Arc<Shared>, work: impl FnMut() + Send + 'static) -> Self {
-        let half = Half { queued: AtomicBool::new(false), work: Mutex::new(Some(Box::new(work))) };
+        let [queued, closed] = [false; 2].map(AtomicBool::new);
+        let half = Half { queued, closed, work: Mutex::new(Some(Box::new(work))) };
         Self { shared: Arc::clone(shared), half: Arc::new(half) }
     }
 
@@ -60,7 +63,8 @@ impl BottomHalf {
     /// Takes it out, as dropping does, with the error instead of a log line.
     ///
     /// # Errors
-    /// [`Error::NotSupported`] from within itself, which would wait for its own end; it does not run again.
+    /// [`Error::NotSupported`] if it runs, and that cannot be waited for: from within itself, and in a handler, for whose end
+    /// it may be waiting. It does not run again.
     #[track_caller]
     pub fn close(self) -> Result<()> {
         super::might_sleep();
@@ -69,21 +73,23 @@ impl BottomHalf {
 
     fn take_out(&self) -> Result<()> {
         let halves = &self.shared.halves;
+        self.half.closed.store(true, Ordering::Release);
         lock(&halves.queue).retain(|half| !Arc::ptr_eq(half, &self.half));
-        if halves.runner.load(Ordering::Acquire) == me() + 1 {
-            // This thread runs bottom halves: another one, or this very one, whose lock we hold already.
-            return match self.half.work.try_lock() {
-                Ok(mut work) => {
-                    *work = None;
-                    Ok(())
-                }
-                Err(_) => Err(Error::NotSupported {
-                    what: "waiting for a bottom half from itself",
+        let me = me();
+        // A bottom half, of which this may be the one that runs; or a handler, for whose end the one that runs may wait.
+        let must_not_wait = halves.runner.load(Ordering::Acquire) == me + 1 || self.shared.gate.is_holder(me);
+        let work = if must_not_wait {
+            let Ok(mut slot) = self.half.work.try_lock() else {
+                return Err(Error::NotSupported {
+                    what: "waiting for a bottom half from itself, or in a handler",
                     by: "an interrupt domain".into(),
-                }),
+                });
             };
-        }
-        *lock(&self.half.work) = None;
+            slot.take()
+        } else {
+            lock(&self.half.work).take()
+        };
+        drop(work);
         Ok(())
     }
 }
@@ -118,11 +124,16 @@ impl Halves {
         for half in &batch {
             half.queued.store(false, Ordering::Release);
             let mut slot = lock(&half.work);
-            if let Some(work) = slot.as_mut()
-                && catch_unwind(AssertUnwindSafe(work)).is_err()
-            {
-                tracing::error!("a bottom half panicked and is retired");
-                *slot = None;
+            if let Some(work) = slot.as_mut().filter(|_| !half.closed.load(Ordering::Acquire)) {
+                let returned = contained(work).is_some();
+                if !returned {
+                    tracing::error!("a bottom half panicked and is retired");
+                }
+                if !returned || half.closed.load(Ordering::Acquire) {
+                    let work = slot.take();
+                    drop(slot);
+                    let_go(work);
+                }
             }
         }
         !batch.is_empty()

@@ -10,6 +10,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::Location;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -24,20 +25,27 @@ static VIOLATIONS: Mutex<Vec<Violation>> = Mutex::new(Vec::new());
 
 thread_local! {
     static SECTIONS: RefCell<Vec<Open>> = const { RefCell::new(Vec::new()) };
-    static HANDLERS: RefCell<Vec<(usize, Arc<Source>)>> = const { RefCell::new(Vec::new()) };
+    static HANDLERS: RefCell<Vec<(u64, Arc<Source>)>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The sections of one domain that this thread has open.
 struct Open {
-    domain: usize,
+    domain: u64,
     depth: u32,
     /// The outermost.
     at: Place,
     since: Instant,
     preempted: i64,
+    /// In the inspection page.
+    _shown: udrv_inspect::Section,
 }
 
-pub(super) fn are_on() -> bool {
+/// Whether they are compiled.
+pub(super) const ARE_COMPILED: bool = true;
+
+/// Whether the checks are compiled, and not turned off by `UDRV_CHECKS=0`.
+#[must_use]
+pub fn are_checked() -> bool {
     static ON: OnceLock<bool> = OnceLock::new();
     *ON.get_or_init(|| std::env::var_os("UDRV_CHECKS").is_none_or(|value| value != "0"))
 }
@@ -53,40 +61,58 @@ pub(super) fn report(rule: Rule, at: Place, other: Option<Place>, text: impl FnO
     let same = |it: &Violation| it.rule == rule && it.at == at && it.other == other;
     if known.len() < KEPT && !known.iter().any(same) {
         let text = text();
+        known.push(Violation { rule, at, other, text: text.clone() });
+        // Whoever writes the log may take locks and open sections, and break rules.
+        drop(known);
         tracing::error!("{text}");
-        known.push(Violation { rule, at, other, text });
     }
 }
 
 /// Says that the caller may block. With interrupts of any domain off, or in a handler, that is reported with both places.
 #[track_caller]
 pub fn might_sleep() {
-    if !are_on() {
+    if !are_checked() {
         return;
     }
     let here = Location::caller();
-    let off_at = SECTIONS.with_borrow(|open| open.first().map(|open| open.at));
+    let off_at = sections(|open| open.first().map(|open| open.at)).flatten();
     if let Some(off_at) = off_at {
         report(Rule::Sleep, here, Some(off_at), || format!("{here} may block, with interrupts off since {off_at}"));
     }
-    if let Some(source) = HANDLERS.with_borrow(|all| all.last().map(|(_, source)| Arc::clone(source))) {
+    let source = handlers(|all| all.last().map(|(_, source)| Arc::clone(source)));
+    if let Some(source) = source.flatten() {
         report(Rule::Sleep, here, None, || format!("{here} may block, in a handler of {}", source.describe()));
     }
 }
 
-fn id(shared: &Shared) -> usize {
-    std::ptr::from_ref(shared).addr()
+fn id(shared: &Shared) -> u64 {
+    shared.off.id
+}
+
+/// `None` from a thread so far gone that what it had open is unknown. It may still use locks and sections; what they could be
+/// checked against is gone.
+fn sections<T>(look: impl FnOnce(&[Open]) -> T) -> Option<T> {
+    SECTIONS.try_with(|all| look(&all.borrow())).ok()
+}
+
+/// As [`sections`].
+fn handlers<T>(look: impl FnOnce(&[(u64, Arc<Source>)]) -> T) -> Option<T> {
+    HANDLERS.try_with(|all| look(&all.borrow())).ok()
 }
 
 /// Where this thread turned the domain's interrupts off.
 pub(super) fn off_at(shared: &Shared) -> Option<Place> {
-    SECTIONS.with_borrow(|all| all.iter().find(|open| open.domain == id(shared)).map(|open| open.at))
+    sections(|all| all.iter().find(|open| open.domain == id(shared)).map(|open| open.at)).flatten()
 }
 
-/// Domains whose handlers cannot interrupt this thread, and the one whose handler it runs, innermost last.
-pub(super) fn context() -> (Vec<usize>, Option<usize>) {
-    let off = SECTIONS.with_borrow(|all| all.iter().map(|open| open.domain).collect());
-    (off, HANDLERS.with_borrow(|all| all.last().map(|(domain, _)| *domain)))
+/// Domains whose handlers cannot interrupt this thread.
+pub(super) fn off() -> impl Iterator<Item = u64> {
+    (0..).map_while(|index| sections(|all| all.get(index).map(|open| open.domain)).flatten())
+}
+
+/// The domain whose handler this thread runs.
+pub(super) fn in_handler_of() -> Option<u64> {
+    handlers(|all| all.last().map(|(domain, _)| *domain)).flatten()
 }
 
 fn preempted() -> i64 {
@@ -95,16 +121,18 @@ fn preempted() -> i64 {
 
 #[cold]
 pub(super) fn opened(shared: &Shared, at: Place) {
-    if !are_on() {
+    if !are_checked() {
         return;
     }
     let domain = id(shared);
-    // A thread so far gone that this is destroyed may still open sections; they are not checked.
     let _gone = SECTIONS.try_with(|all| {
         let mut all = all.borrow_mut();
         match all.iter_mut().find(|open| open.domain == domain) {
             Some(open) => open.depth += 1,
-            None => all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now() }),
+            None => {
+                let _shown = shared.shown.section(at);
+                all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now(), _shown });
+            }
         }
     });
 }
@@ -130,19 +158,23 @@ pub(super) struct InHandler;
 
 impl InHandler {
     pub(super) fn of(shared: &Shared, source: &Arc<Source>) -> Self {
-        HANDLERS.with_borrow_mut(|all| all.push((id(shared), Arc::clone(source))));
+        let _gone = HANDLERS.try_with(|all| all.borrow_mut().push((id(shared), Arc::clone(source))));
         Self
     }
 }
 
 impl Drop for InHandler {
     fn drop(&mut self) {
-        let _source = HANDLERS.with_borrow_mut(Vec::pop);
+        let _source = HANDLERS.try_with(|all| all.borrow_mut().pop());
     }
 }
 
 /// One domain's account of its sections.
-pub(super) struct OffAccount(Mutex<Account>);
+pub(super) struct OffAccount {
+    /// Of the domain, unlike that of any other in the life of the process.
+    id: u64,
+    account: Mutex<Account>,
+}
 
 struct Account {
     budget: Duration,
@@ -152,17 +184,19 @@ struct Account {
 
 impl Default for OffAccount {
     fn default() -> Self {
-        Self(Mutex::new(Account { budget: BUDGET, histogram: [0; 32], places: HashMap::new() }))
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let account = Account { budget: BUDGET, histogram: [0; 32], places: HashMap::new() };
+        Self { id: NEXT.fetch_add(1, Ordering::Relaxed), account: Mutex::new(account) }
     }
 }
 
 impl OffAccount {
     pub(super) fn set_budget(&self, budget: Duration) {
-        lock(&self.0).budget = budget;
+        lock(&self.account).budget = budget;
     }
 
     fn add(&self, at: Place, took: Duration, preempted: bool) {
-        let mut account = lock(&self.0);
+        let mut account = lock(&self.account);
         let budget = account.budget;
         let bucket = (took.as_nanos().max(1).ilog2() as usize).min(31);
         if let Some(count) = account.histogram.get_mut(bucket) {
@@ -182,7 +216,7 @@ impl OffAccount {
     }
 
     pub(super) fn snapshot(&self) -> IrqsOff {
-        let account = lock(&self.0);
+        let account = lock(&self.account);
         let mut places: Vec<_> = account.places.values().copied().collect();
         places.sort_by_key(|place| std::cmp::Reverse(place.longest));
         IrqsOff { histogram: account.histogram, places }

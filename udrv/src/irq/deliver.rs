@@ -13,10 +13,10 @@ use super::sync::{Barrier, lock};
 use super::{Delivery, Priority};
 use crate::clock;
 use std::panic::Location;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
-use udrv_backend::{Error, Result};
+use udrv_backend::{AnyBackend, Error, Moment, Observe, Result};
 
 /// Ranks of the pending bitmap: 4,032. The last stands for the bottom halves, the one before for a SIGIO that nobody
 /// has looked into, so that the end of a section finds everything in one load.
@@ -44,10 +44,14 @@ pub(super) struct Spun {
 pub(super) struct Shared {
     pub(super) gate: Gate,
     pub(super) delivery: Delivery,
+    /// Its place in the inspection page.
+    pub(super) shown: udrv_inspect::Domain,
     pub(super) inlet: Inlet,
     pub(super) halves: Halves,
     /// How long interrupts were off, if the checks are on.
     pub(super) off: OffAccount,
+    /// Who is told of sections: whoever looks on at the first device that somebody looks on at.
+    observer: OnceLock<Arc<dyn Observe>>,
     pub(super) sources: Mutex<Ranks<Arc<Source>>>,
     /// Tasks that wait for a delivery.
     pub(super) wakers: Mutex<Vec<Waker>>,
@@ -71,6 +75,11 @@ pub(super) struct Delivered {
     pub(super) held_back: bool,
 }
 
+#[cold]
+fn tell(observer: &dyn Observe, moment: Moment) {
+    observer.observe(moment);
+}
+
 impl Shared {
     pub(super) fn new(delivery: Delivery, barrier: Barrier) -> Result<Self> {
         if delivery == Delivery::Signal {
@@ -79,13 +88,30 @@ impl Shared {
         Ok(Self {
             gate: Gate::new(barrier, WORDS),
             delivery,
+            shown: super::accounts::show(delivery),
             inlet: Inlet::new(delivery)?,
             halves: Halves::default(),
             off: OffAccount::default(),
+            observer: OnceLock::new(),
             sources: Mutex::default(),
             wakers: Mutex::default(),
             owner: sigio::this_thread(),
         })
+    }
+
+    /// Whoever looks on at a device is from now on told of the domain's sections.
+    pub(super) fn observed_with(&self, backend: &AnyBackend) {
+        if let Some(observer) = backend.observer() {
+            self.observer.get_or_init(|| observer);
+        }
+    }
+
+    /// Tells of a section, if anybody looks on: one load where nobody does.
+    #[inline(always)]
+    pub(super) fn observe_section(&self, moment: impl FnOnce(u64) -> Moment) {
+        if let Some(observer) = self.observer.get() {
+            tell(&**observer, moment(std::ptr::from_ref(self).addr() as u64));
+        }
     }
 
     /// The lowest free rank of a priority.
@@ -300,6 +326,9 @@ impl Shared {
             "waiting in an interrupt handler"
         } else if self.gate.is_inside(me) {
             "waiting with interrupts off"
+        } else if super::service::is_thread_of(self) {
+            // A bottom half, or what a handler's waker called: nobody would look at the descriptors.
+            "waiting on the domain's own thread"
         } else {
             return Ok(());
         };

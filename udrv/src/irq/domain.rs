@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
-use udrv_backend::{AnyBackend, IrqIndex, Result};
+use udrv_backend::{AnyBackend, IrqIndex, Moment, Result};
 
 /// A set of interrupt sources and the sections that hold them back. Cheap to clone; clones are the same domain.
 #[derive(Clone)]
@@ -56,6 +56,12 @@ impl IrqDomain {
     /// Whether this thread is in a handler of the domain.
     pub(crate) fn is_delivering_here(&self) -> bool {
         self.shared.gate.is_holder(me())
+    }
+
+    /// How many signals all sources have seen together.
+    pub(crate) fn raised(&self) -> u64 {
+        let sources: Vec<_> = super::sync::lock(&self.shared.sources).values().cloned().collect();
+        sources.iter().map(|source| source.stats().raised).fold(0, u64::saturating_add)
     }
 
     pub(super) fn service(&self) -> &Arc<Service> {
@@ -216,6 +222,8 @@ impl<'domain> SectionGuard<'domain> {
             (gate.slot(me), me)
         };
         checks::opened(shared, Location::caller());
+        let line = Location::caller().line();
+        shared.observe_section(|domain| Moment::SectionBegins { domain, line });
         Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot, me }
     }
 
@@ -238,6 +246,7 @@ impl Drop for SectionGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         checks::closed(self.shared);
+        self.shared.observe_section(|domain| Moment::SectionEnds { domain });
         if self.gate.leave(self.slot, self.me) {
             self.shared.after_section();
         }

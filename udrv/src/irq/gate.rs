@@ -204,6 +204,15 @@ impl Gate {
         if !mutant(Mutant::NoFenceAtEnable) {
             Barrier::light();
         }
+        self.has_work()
+    }
+
+    /// Something is pending, or another thread has just taken what was: a section's end waits for that, too.
+    #[inline(always)]
+    fn has_work(&self) -> bool {
+        if mutant(Mutant::EndForgetsTheHolder) {
+            return self.pending.any();
+        }
         self.pending.any_or_held() != 0
     }
 
@@ -212,7 +221,7 @@ impl Gate {
         let Some(Slot(slot)) = self.slot(me) else {
             let last = self.crowd.fetch_sub(1, Ordering::AcqRel) == 1;
             fence(Ordering::SeqCst);
-            return last && self.pending.any_or_held() != 0;
+            return last && self.has_work();
         };
         let depth = slot.load(Ordering::Relaxed);
         if depth == FENCED && !self.barrier.is_asymmetric() {
@@ -220,7 +229,7 @@ impl Gate {
             if !mutant(Mutant::NoFenceAtEnable) {
                 fence(Ordering::SeqCst);
             }
-            return self.pending.any_or_held() != 0;
+            return self.has_work();
         }
         slot.store(depth.saturating_sub(1), Ordering::Release);
         false
@@ -261,6 +270,9 @@ impl Gate {
 
     /// Waits until no other thread delivers.
     pub(super) fn wait_out(&self, me: u32) {
+        if mutant(Mutant::EndDoesNotWait) {
+            return;
+        }
         drop(self.wait_while(lock(&self.parking), || self.meets_other(me)));
     }
 
@@ -304,7 +316,9 @@ impl Gate {
     /// pends at rank `besides` does not count: the sleep ends by it anyway.
     pub(super) fn fall_asleep(&self, me: u32, seen: u64, held_back: bool, besides: u32) -> bool {
         self.asleep.0.store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        if !mutant(Mutant::NoFenceAtSleep) {
+            fence(Ordering::SeqCst);
+        }
         let is_quiet = !self.pending.any_besides(besides) || (held_back && self.is_held_back(me));
         let may = is_quiet && self.progress() == seen;
         if !may {
@@ -315,6 +329,9 @@ impl Gate {
 
     /// Whether another thread has a section open, whose end will find what was pending before this call.
     fn is_held_back(&self, me: u32) -> bool {
+        if mutant(Mutant::SleepTrustsTheSection) {
+            return true;
+        }
         self.barrier.heavy();
         self.others(me).any(is_open) || self.crowd.load(Ordering::Acquire) != 0
     }

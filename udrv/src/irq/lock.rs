@@ -2,11 +2,11 @@
 
 use super::IrqDomain;
 #[cfg(not(any(debug_assertions, feature = "checks")))]
-use super::checks::{Hold, LockCheck};
+use super::checks::{Class, Hold, LockCheck};
 use super::deliver::Shared;
 use super::domain::SectionGuard;
 #[cfg(any(debug_assertions, feature = "checks"))]
-use super::lockdep::{Hold, LockCheck};
+use super::lockdep::{Class, Hold, LockCheck};
 use super::sync::lock;
 use std::ops::{Deref, DerefMut};
 use std::panic::Location;
@@ -32,9 +32,20 @@ pub struct IrqLockGuard<'lock, T> {
 }
 
 impl<T> IrqLock<T> {
-    /// Guards `data` against the handlers of `domain`, and threads against one another.
+    /// Guards `data` against the handlers of `domain`, and threads against one another. All locks that this line makes are of
+    /// one class: the checks want them taken in one order with those of another.
+    #[track_caller]
     pub fn new(domain: &IrqDomain, data: T) -> Self {
-        Self { shared: Arc::clone(domain.shared()), check: LockCheck::new(), data: Mutex::new(data) }
+        Self::made(domain, Class::Made(Location::caller()), data)
+    }
+
+    /// As [`IrqLock::new`], of the class with this name, whichever line makes it.
+    pub fn of_class(domain: &IrqDomain, class: &'static str, data: T) -> Self {
+        Self::made(domain, Class::Named(class), data)
+    }
+
+    fn made(domain: &IrqDomain, class: Class, data: T) -> Self {
+        Self { shared: Arc::clone(domain.shared()), check: LockCheck::new(class), data: Mutex::new(data) }
     }
 
     /// Turns interrupts off and locks. A holder that panicked leaves the data as it was then.
@@ -74,9 +85,15 @@ pub struct LockGuard<'lock, T> {
 }
 
 impl<T> Lock<T> {
-    /// Guards `data` of threads against one another.
+    /// Guards `data` of threads against one another. Of the class of its line, as [`IrqLock::new`] says.
+    #[track_caller]
     pub fn new(data: T) -> Self {
-        Self { check: LockCheck::new(), data: Mutex::new(data) }
+        Self { check: LockCheck::new(Class::Made(Location::caller())), data: Mutex::new(data) }
+    }
+
+    /// As [`Lock::new`], of the class with this name, whichever line makes it.
+    pub fn of_class(class: &'static str, data: T) -> Self {
+        Self { check: LockCheck::new(Class::Named(class)), data: Mutex::new(data) }
     }
 
     /// Locks. A holder that panicked leaves the data as it was then.

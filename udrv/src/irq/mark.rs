@@ -47,6 +47,11 @@ impl Mark {
     }
 
     pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Acquire) & COUNT != 0
+        self.word() & COUNT != 0
+    }
+
+    /// Both at once: signals waiting in the low 48 bits, nested disables above.
+    pub(super) fn word(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
     }
 }

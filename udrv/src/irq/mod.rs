@@ -26,6 +26,7 @@ mod checks;
 #[cfg(not(any(debug_assertions, feature = "checks")))]
 #[path = "unchecked.rs"]
 mod checks;
+mod contain;
 mod deliver;
 mod direct;
 mod domain;
@@ -49,14 +50,14 @@ mod violation;
 
 pub use accounts::{Account, Accounts, accounts};
 pub use bottom_half::BottomHalf;
-pub use checks::{might_sleep, violations};
+pub use checks::{are_checked, might_sleep, violations};
 pub use domain::{IrqDomain, Section, SectionGuard};
 pub use future::NextDelivery;
 pub use lock::{IrqLock, IrqLockGuard, Lock, LockGuard};
 pub use registration::{Raiser, Registration};
 pub use source::Interrupt;
 pub use timer::Timer;
-pub use violation::{IrqsOff, OffPlace, Place, Rule, Violation};
+pub use violation::{IrqsOff, OffPlace, Place, Rule, Violation, irqs_off};
 
 use std::ops::Range;
 use std::time::Duration;

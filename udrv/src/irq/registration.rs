@@ -1,5 +1,6 @@
 //! One handler of one source, and what can be asked of it.
 
+use super::contain::contained;
 use super::deliver::Shared;
 use super::future::NextDelivery;
 use super::inlet::{Kind, event_fd};
@@ -8,13 +9,18 @@ use super::sigio;
 use super::source::{Handler, Interrupt, Line, Source, Threaded};
 use super::sync::lock;
 use super::{Delivery, IrqDomain, IrqOptions, IrqReturn, IrqStats};
+use std::cell::Cell;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use udrv_backend::{AnyBackend, Error, IrqFlags, IrqIndex, Result};
+
+thread_local! {
+    /// The address of the source whose threaded half this thread runs; 0 elsewhere. The thread keeps the source alive.
+    static HALF_OF: Cell<usize> = const { Cell::new(0) };
+}
 
 /// One handler of one vector, registered. Dropping it waits for the handler if it runs; the last one of a vector disarms
 /// it.
@@ -71,6 +77,7 @@ impl Registration {
             return Err(Error::NoSuchIrq { index, start: vector, count: 1, available: info.count });
         }
         let automasked = info.flags.contains(IrqFlags::AUTOMASKED);
+        domain.shared().observed_with(backend);
         let line = Line { backend: Arc::clone(backend), index, vector };
         let (source, is_first) = enlist(domain.shared(), Some(line), automasked, options)?;
         Ok((Self::add(domain, source, handler), is_first))
@@ -88,11 +95,14 @@ impl Registration {
         let handler = Box::new(Threaded { first, half: wake });
         let (mut it, is_first) = Self::prepare(domain, backend, at, options, handler)?;
         let (shared, source) = (Arc::clone(domain.shared()), Arc::clone(&it.source));
+        let id = it.id;
         let serve = move || {
+            HALF_OF.set(Arc::as_ptr(&source).addr());
             // Ends when the action that holds the sender goes.
             for interrupt in woken {
-                if catch_unwind(AssertUnwindSafe(|| threaded(interrupt))).is_err() {
-                    tracing::error!(source = %source.describe(), "a threaded interrupt handler panicked");
+                if contained(|| threaded(interrupt)).is_none() {
+                    tracing::error!(source = %source.describe(), "a threaded interrupt handler panicked and is retired");
+                    source.retire(id);
                 }
                 source.thread_done(&shared);
             }
@@ -131,11 +141,13 @@ impl Registration {
             let (ours, theirs) = UnixStream::pair().map_err(os)?;
             theirs.set_nonblocking(true).map_err(os)?;
             sigio::raise_on_input(&ours, shared.owner)?;
+            self.source.mark.signalled_by(None);
             shared.inlet.add(&self.source, ours.into(), Kind::Stream)?;
             theirs.into()
         } else {
             let ours: OwnedFd = event_fd()?.into();
             let theirs = ours.try_clone().map_err(|error| Error::os("duplicating an interrupt's eventfd", error))?;
+            self.source.mark.signalled_by(Some(ours.as_fd()));
             shared.inlet.add(&self.source, ours, Kind::Event)?;
             theirs
         };
@@ -154,23 +166,25 @@ impl Registration {
         &self.service
     }
 
-    /// Whether this thread is inside a handler of the source, or in its threaded half.
-    fn is_inside(&self) -> bool {
-        let in_half = self.thread.as_ref().is_some_and(|half| half.thread().id() == std::thread::current().id());
-        in_half || (self.source.is_running() && self.shared().gate.is_holder(super::number::me()))
+    /// Whether waiting for the line's handlers would wait for this thread: it runs one of them, a threaded half included; or it
+    /// runs another handler of the domain, for whose end a threaded half that opens a section waits.
+    fn must_not_wait(&self) -> bool {
+        let in_half = HALF_OF.get() == Arc::as_ptr(&self.source).addr();
+        in_half || (self.source.is_active() && self.shared().gate.is_holder(super::number::me()))
     }
 
     /// Keeps the line's handlers from running until [`Registration::enable`]; nests. What arrives meanwhile is kept.
     /// Waits for handlers that are running, threaded halves included.
     ///
     /// # Errors
-    /// [`Error::NotSupported`] from the handler itself, which would wait for its own end.
+    /// [`Error::NotSupported`] where that would be a deadlock: from a handler of the line, and in another handler while a
+    /// threaded half of the line runs.
     #[track_caller]
     pub fn disable(&self) -> Result<()> {
         super::might_sleep();
-        if self.is_inside() {
+        if self.must_not_wait() {
             return Err(Error::NotSupported {
-                what: "disable() from the interrupt's own handler",
+                what: "disable() from the interrupt's own handler, or in a handler while its threaded half runs",
                 by: "an interrupt domain: use disable_nosync()".into(),
             });
         }
@@ -230,10 +244,12 @@ impl Registration {
             return Ok(());
         }
         self.arm()?;
-        self.source.forget_storm();
-        // What the device signalled while it was disarmed is unknown.
-        self.source.mark.raise(1);
-        self.enable();
+        // Of two threads that do this at once, one undoes the storm's disable.
+        if self.source.forget_storm() {
+            // What the device signalled while it was disarmed is unknown.
+            self.source.mark.raise(1);
+            self.enable();
+        }
         Ok(())
     }
 
@@ -263,7 +279,7 @@ impl Registration {
             return Ok(());
         }
         let shared = Arc::clone(self.shared());
-        let inside = self.is_inside();
+        let inside = self.must_not_wait();
         self.source.mark.disable();
         if !inside {
             shared.gate.wait_until_not(|| self.source.is_active());
@@ -328,7 +344,7 @@ fn enlist(
     let Some(rank) = Shared::free_rank(&sources, options.priority) else {
         return Err(Error::NotSupported { what: "more sources of this priority", by: "an interrupt domain".into() });
     };
-    let source = Source::new(rank, line, is_automasked, options);
+    let source = Source::new(shared, rank, line, is_automasked, options);
     sources.insert(rank, Arc::clone(&source));
     Ok((source, true))
 }

@@ -5,10 +5,21 @@ use super::Delivery;
 use super::deliver::Shared;
 use super::sigio;
 use super::sync::{Condvar, lock};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use udrv_backend::{Error, Result};
+
+thread_local! {
+    /// The address of the domain whose thread this is; 0 elsewhere. The thread keeps the domain alive.
+    static SERVES: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Whether this is the thread that waits for interrupts in thread delivery.
+pub(super) fn is_thread_of(shared: &Shared) -> bool {
+    SERVES.get() == std::ptr::from_ref(shared).addr()
+}
 
 /// Ends the threads when the last handle of the domain goes.
 pub(super) struct Service {
@@ -33,7 +44,10 @@ impl Service {
         let it = Self { shared: Arc::clone(shared), control: Arc::default(), threads: Mutex::default() };
         if shared.delivery == Delivery::Thread {
             let (shared, control) = (Arc::clone(shared), Arc::clone(&it.control));
-            it.start("udrv-irq", move || shared.serve(|| control.stop.load(Ordering::Acquire)))?;
+            it.start("udrv-irq", move || {
+                SERVES.set(Arc::as_ptr(&shared).addr());
+                shared.serve(|| control.stop.load(Ordering::Acquire));
+            })?;
         }
         Ok(it)
     }

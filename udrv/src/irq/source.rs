@@ -1,18 +1,18 @@
 //! One source: a line of a device (or a timer), its handlers, and what it has seen.
 
+use super::accounts::{Shown, irq_is_delivered};
 use super::checks::InHandler;
+use super::contain::{contained, let_go};
 use super::deliver::Shared;
-use super::mark::Mark;
 use super::sync::lock;
 use super::{IrqOptions, IrqReturn, IrqStats};
 use crate::clock;
 use smallvec::SmallVec;
 use std::num::NonZeroU64;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
-use udrv_backend::{AnyBackend, IrqIndex};
+use udrv_backend::{AnyBackend, IrqIndex, Moment};
 
 /// What a handler is told.
 #[derive(Debug, Clone, Copy)]
@@ -83,18 +83,23 @@ pub(super) struct Action {
     handler: Option<Handler>,
 }
 
+impl Action {
+    fn is_alive(&self) -> bool {
+        self.handler.is_some()
+    }
+}
+
 /// Most lines have one, and it is kept in place.
 type Actions = SmallVec<[Action; 1]>;
 
 /// A device may have thousands, so this is kept small: what it costs is measured by `cargo xtask bench irq`.
 pub(super) struct Source {
-    pub(super) mark: Mark,
+    pub(super) mark: Shown,
     /// `None`: a timer.
     line: Option<Line>,
-    actions: Mutex<Actions>,
+    state: Mutex<State>,
     /// Signals, saturating.
     raised: AtomicU64,
-    tally: Mutex<Tally>,
     rank: u32,
     storm_window: u32,
     /// Handlers that are registered, including those about to be; 0: it is being given back.
@@ -107,6 +112,13 @@ pub(super) struct Source {
     /// Its handlers run.
     active: AtomicBool,
     stormed: AtomicBool,
+}
+
+/// Under one lock, since each would take eight bytes.
+#[derive(Default)]
+struct State {
+    actions: Actions,
+    tally: Tally,
 }
 
 #[derive(Default)]
@@ -153,14 +165,19 @@ struct Outcome {
 }
 
 impl Source {
-    pub(super) fn new(rank: u32, line: Option<Line>, is_automasked: bool, options: IrqOptions) -> Arc<Self> {
+    pub(super) fn new(
+        shared: &Shared,
+        rank: u32,
+        line: Option<Line>,
+        is_automasked: bool,
+        options: IrqOptions,
+    ) -> Arc<Self> {
         let _first = Stamp::of(clock::now());
         Arc::new(Self {
-            mark: Mark::new(),
+            mark: Shown::new(&shared.shown, line.as_ref()),
             line,
-            actions: Mutex::default(),
+            state: Mutex::default(),
             raised: AtomicU64::new(0),
-            tally: Mutex::default(),
             rank,
             storm_window: options.storm_window.max(1),
             registered: AtomicU16::new(1),
@@ -190,7 +207,10 @@ impl Source {
     }
 
     pub(super) fn stats(&self) -> IrqStats {
-        let tally = lock(&self.tally);
+        self.stats_of(&lock(&self.state).tally)
+    }
+
+    fn stats_of(&self, tally: &Tally) -> IrqStats {
         IrqStats {
             raised: self.raised.load(Ordering::Acquire),
             delivered: tally.delivered,
@@ -203,18 +223,25 @@ impl Source {
         }
     }
 
+    /// Shows the account, whose lock the caller has.
+    fn show(&self, tally: &Tally) {
+        self.mark.settle(&self.stats_of(tally));
+    }
+
     /// Counts signals. Called once they are marked, so that who sees the count will find the mark.
     pub(super) fn count(&self, count: u64) {
         let add = |raised: u64| Some(raised.saturating_add(count));
         let _before = self.raised.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        self.mark.show_raised(&self.raised);
     }
 
     /// It is pending while a section is open, since `since`.
     pub(super) fn hold(&self, since: Instant) {
-        let mut tally = lock(&self.tally);
+        let tally = &mut lock(&self.state).tally;
         if tally.held_since.is_none() {
             tally.held_since = Some(Stamp::of(since));
             tally.deferred += 1;
+            self.show(tally);
         }
     }
 
@@ -225,12 +252,12 @@ impl Source {
     }
 
     pub(super) fn add(&self, id: u32, handler: Handler) {
-        lock(&self.actions).push(Action { id, is_gone: false, handler: Some(handler) });
+        lock(&self.state).actions.push(Action { id, is_gone: false, handler: Some(handler) });
     }
 
     /// Takes one handler out, and says whether it was the last. While the handlers run this is only noted.
     pub(super) fn remove(&self, id: u32) -> (Option<Action>, bool) {
-        let mut actions = lock(&self.actions);
+        let actions = &mut lock(&self.state).actions;
         let removed = actions.iter().position(|action| action.id == id).map(|at| actions.remove(at));
         if removed.is_none() {
             actions.push(Action { id, is_gone: true, handler: None });
@@ -244,10 +271,14 @@ impl Source {
         let merged = self.mark.take();
         if let Some(merged) = merged {
             let start = clock::now();
+            self.mark.runs(true);
+            let (index, vector) = self.line.as_ref().map_or((u32::MAX, 0), |line| (line.index.0, line.vector));
+            irq_is_delivered(index, vector, merged);
             let outcome = {
                 let _inside = InHandler::of(shared, self);
-                self.call(Interrupt { merged })
+                self.call_observed(Interrupt { merged })
             };
+            self.mark.runs(false);
             let stormed = self.settle(start, clock::now(), merged, outcome.handled);
             self.finish(shared, Interrupt { merged }, &outcome, stormed);
         }
@@ -256,43 +287,53 @@ impl Source {
         merged.is_some()
     }
 
+    /// As [`Source::call`], telling whoever looks on.
+    fn call_observed(&self, interrupt: Interrupt) -> Outcome {
+        let observed = self.line.as_ref().and_then(|line| Some((line.backend.observer()?, line.index, line.vector)));
+        let Some((observer, index, vector)) = observed else { return self.call(interrupt) };
+        observer.observe(Moment::HandlerBegins { index, vector });
+        let outcome = self.call(interrupt);
+        observer.observe(Moment::HandlerEnds { index, vector, handled: outcome.handled });
+        outcome
+    }
+
     fn call(&self, interrupt: Interrupt) -> Outcome {
         // Taken out, so that a handler may register and drop others of its line.
-        let mut actions = std::mem::take(&mut *lock(&self.actions));
+        let mut actions = std::mem::take(&mut lock(&self.state).actions);
         let mut outcome = Outcome { handled: false, threads: Vec::new(), alive: false };
         for Action { handler: place, .. } in &mut actions {
             let Some(handler) = place else { continue };
-            match catch_unwind(AssertUnwindSafe(|| handler.handle(interrupt))) {
-                Ok(IrqReturn::None) => {}
-                Ok(returned) => {
+            match contained(|| handler.handle(interrupt)) {
+                Some(IrqReturn::None) => {}
+                Some(returned) => {
                     outcome.handled = true;
                     let half = handler.half().filter(|_| returned == IrqReturn::WakeThread);
                     outcome.threads.extend(half.cloned());
                 }
-                Err(_) => {
+                None => {
                     tracing::error!(source = %self.describe(), "an interrupt handler panicked and is retired");
-                    *place = None;
+                    let_go(place.take());
                 }
             }
         }
-        let mut current = lock(&self.actions);
-        actions.append(&mut current);
+        let mut state = lock(&self.state);
+        actions.append(&mut state.actions);
         let mut removed = Actions::new();
         if actions.iter().any(|action| action.is_gone) {
             let gone: Vec<u32> = actions.iter().filter(|action| action.is_gone).map(|action| action.id).collect();
             (removed, actions) = actions.into_iter().partition(|action| gone.contains(&action.id));
         }
-        outcome.alive = actions.iter().any(|action| action.handler.is_some());
-        *current = actions;
-        drop(current);
+        outcome.alive = actions.iter().any(Action::is_alive);
+        state.actions = actions;
+        drop(state);
         // What a handler owns may take locks when it goes, ours included.
-        drop(removed);
+        removed.into_iter().for_each(let_go);
         outcome
     }
 
     /// Accounts for one delivery. True if it made a storm.
     fn settle(&self, start: Instant, end: Instant, merged: u64, handled: bool) -> bool {
-        let mut tally = lock(&self.tally);
+        let tally = &mut lock(&self.state).tally;
         tally.delivered += 1;
         tally.merged = tally.merged.saturating_add(merged - 1);
         tally.longest_handler_ns = tally.longest_handler_ns.max(nanoseconds(end.saturating_duration_since(start)));
@@ -308,17 +349,23 @@ impl Source {
         }
         tally.window += 1;
         if tally.window < self.storm_window {
+            self.show(tally);
             return false;
         }
         tally.window = 0;
         let unhandled = std::mem::take(&mut tally.unhandled);
         let storm = u64::from(unhandled) * 1000 > u64::from(self.storm_window) * STORM_UNHANDLED_PERMILLE;
+        // What somebody handles is not the moment to give up: if it is a storm, the next window ends in one.
+        let storm = storm && !handled;
         self.stormed.fetch_or(storm, Ordering::AcqRel);
+        self.show(tally);
         storm
     }
 
     fn finish(self: &Arc<Self>, shared: &Arc<Shared>, interrupt: Interrupt, outcome: &Outcome, stormed: bool) {
-        if stormed || !outcome.alive {
+        if self.is_given_back() {
+            // By its own handler. The vector may be another's by now.
+        } else if stormed || !outcome.alive {
             // Nobody handles it. A level line stays masked as it came; a message is disarmed.
             self.mark.disable();
             if stormed {
@@ -348,6 +395,20 @@ impl Source {
         }
     }
 
+    /// Its last registration is gone, and the vector has been disarmed.
+    fn is_given_back(&self) -> bool {
+        self.registered.load(Ordering::Acquire) == 0
+    }
+
+    /// A threaded half panicked: neither it nor its handler is called again. Its line is disabled, so that no handler runs.
+    pub(super) fn retire(&self, id: u32) {
+        let mut state = lock(&self.state);
+        let action = state.actions.iter_mut().find(|action| action.id == id);
+        let handler = action.and_then(|action| action.handler.take());
+        drop(state);
+        let_go(handler);
+    }
+
     fn silence(&self) {
         if let Some(line) = &self.line
             && !self.is_automasked
@@ -359,10 +420,15 @@ impl Source {
 
     /// One threaded half has returned.
     pub(super) fn thread_done(&self, shared: &Shared) {
-        if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
-            self.unmask();
-            if self.mark.enable() {
-                shared.mark(self.rank);
+        if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_given_back() {
+            if lock(&self.state).actions.iter().any(Action::is_alive) {
+                self.unmask();
+                if self.mark.enable() {
+                    shared.mark(self.rank);
+                }
+            } else {
+                // It stays disabled, and as after handlers that have all panicked.
+                self.silence();
             }
         }
         shared.advance();
@@ -370,9 +436,11 @@ impl Source {
 
     /// Forgets a storm. True if there was one.
     pub(super) fn forget_storm(&self) -> bool {
-        let mut tally = lock(&self.tally);
+        let tally = &mut lock(&self.state).tally;
         (tally.window, tally.unhandled) = (0, 0);
-        self.stormed.swap(false, Ordering::AcqRel)
+        let stormed = self.stormed.swap(false, Ordering::AcqRel);
+        self.show(tally);
+        stormed
     }
 
     pub(super) fn describe(&self) -> String {

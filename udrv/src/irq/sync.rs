@@ -23,6 +23,14 @@ pub(super) enum Mutant {
     ClearAfterCheck,
     /// The sleeper is woken first and finds no mark.
     WakeBeforeMark,
+    /// A section's end looks for what is pending only, not for who has just taken it.
+    EndForgetsTheHolder,
+    /// A section's end does not wait for the delivery it meets.
+    EndDoesNotWait,
+    /// Whoever was held back by a section sleeps without looking whether that is still open.
+    SleepTrustsTheSection,
+    /// No barrier between announcing a sleep and looking for what is pending.
+    NoFenceAtSleep,
 }
 
 #[inline(always)]

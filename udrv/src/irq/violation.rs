@@ -69,6 +69,37 @@ pub struct OffPlace {
     pub preempted: u64,
 }
 
+/// How long interrupts were off, in all domains of this process together; empty where the checks are off
+/// ([`super::are_checked`]).
+#[must_use]
+pub fn irqs_off() -> IrqsOff {
+    let mut all = IrqsOff::default();
+    for domain in super::accounts::domains() {
+        all.add(domain.off.snapshot());
+    }
+    all
+}
+
+impl IrqsOff {
+    fn add(&mut self, other: Self) {
+        for (count, more) in self.histogram.iter_mut().zip(other.histogram) {
+            *count += more;
+        }
+        for place in other.places {
+            match self.places.iter_mut().find(|known| known.at == place.at) {
+                None => self.places.push(place),
+                Some(known) => {
+                    known.sections += place.sections;
+                    known.longest = known.longest.max(place.longest);
+                    known.over_budget += place.over_budget;
+                    known.preempted += place.preempted;
+                }
+            }
+        }
+        self.places.sort_by_key(|place| std::cmp::Reverse(place.longest));
+    }
+}
+
 impl OffPlace {
     #[cfg(any(debug_assertions, feature = "checks"))]
     pub(super) const fn new(at: Place) -> Self {

@@ -1,6 +1,7 @@
 //! A region as memory of this process.
 #![expect(unsafe_code, reason = "device memory is reached through raw pointers; each is bounds-checked here")]
 
+use super::seen::{MAPPED_IS_SHOWN, Seen};
 use super::{Io, sigbus};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::num::NonZeroUsize;
@@ -18,6 +19,8 @@ pub struct Mapped<const SIZE: usize> {
     base: NonNull<u8>,
     region: RegionIndex,
     device: String,
+    /// Shown as in use; its accesses are seen where [`MAPPED_IS_SHOWN`] says so.
+    seen: Seen,
     /// Dropped before the mapping, whose addresses may be somebody else's the moment it is unmapped.
     guard: sigbus::Guard,
     _mapping: Mapping,
@@ -57,7 +60,8 @@ impl<const SIZE: usize> Mapped<SIZE> {
         let base = unsafe { mmap(None, length, protection, MapFlags::MAP_SHARED, file.file, offset) }.map_err(os)?;
         let base = base.cast();
         let mapping = Mapping { base, size: SIZE };
-        Ok(Some(Self { base, region, device, guard: sigbus::Guard::new(base, SIZE), _mapping: mapping }))
+        let seen = Seen::new(backend, region);
+        Ok(Some(Self { base, region, device, seen, guard: sigbus::Guard::new(base, SIZE), _mapping: mapping }))
     }
 
     /// Whether an access has failed because the device vanished. It stays so: map it anew once the device is back.
@@ -110,12 +114,20 @@ impl Drop for Mapping {
 impl<const SIZE: usize> Io for Mapped<SIZE> {
     #[inline(always)]
     fn load<W: Word>(&self, offset: u64) -> Result<W> {
-        Ok(self.pointer::<W>(offset)?.read())
+        let value = self.pointer::<W>(offset)?.read();
+        if MAPPED_IS_SHOWN {
+            self.seen.read(offset, W::WIDTH, value.into_raw());
+        }
+        Ok(value)
     }
 
     #[inline(always)]
     fn store<W: Word>(&self, offset: u64, value: W) -> Result<()> {
-        self.pointer::<W>(offset)?.write(value);
+        let pointer = self.pointer::<W>(offset)?;
+        if MAPPED_IS_SHOWN {
+            self.seen.write(offset, W::WIDTH, value.into_raw());
+        }
+        pointer.write(value);
         Ok(())
     }
 

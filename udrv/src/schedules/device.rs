@@ -28,6 +28,7 @@ pub struct Scheduled {
     irqs: IrqDomain,
     raises: Vec<Raise>,
     schedule: Schedule,
+    arrival: Duration,
     accesses: AtomicU64,
     raised: Mutex<Vec<Placement>>,
 }
@@ -36,7 +37,22 @@ impl Scheduled {
     /// Over `inner`, whose interrupts a driver takes in `irqs`; `raises` are the interrupts that `schedule` numbers.
     #[must_use]
     pub fn new(inner: AnyBackend, irqs: &IrqDomain, raises: Vec<Raise>, schedule: Schedule) -> Self {
-        Self { inner, irqs: irqs.clone(), raises, schedule, accesses: AtomicU64::new(0), raised: Mutex::default() }
+        Self {
+            inner,
+            irqs: irqs.clone(),
+            raises,
+            schedule,
+            arrival: Duration::ZERO,
+            accesses: AtomicU64::new(0),
+            raised: Mutex::default(),
+        }
+    }
+
+    /// Waits up to so long for each interrupt to arrive, on a device that does not signal it before the raising access returns.
+    #[must_use]
+    pub fn arriving_within(mut self, arrival: Duration) -> Self {
+        self.arrival = arrival;
+        self
     }
 
     /// How many accesses were made.
@@ -56,25 +72,37 @@ impl Scheduled {
         for placement in self.schedule.placements().iter().filter(|placement| placement.access == access) {
             let Some(raise) = self.raises.get(placement.irq) else { continue };
             self.raised.lock().unwrap_or_else(PoisonError::into_inner).push(*placement);
+            let before = self.irqs.raised();
             raise(&*self.inner)?;
-            self.let_handlers_run(access)?;
+            self.let_handlers_run(access, before)?;
         }
         Ok(())
     }
 
     /// On a thread of their own. An access of a handler lets none run: the loop around the handler goes on.
-    fn let_handlers_run(&self, access: u64) -> Result<()> {
+    fn let_handlers_run(&self, access: u64, before: u64) -> Result<()> {
+        let arrival = Deadline::after(self.arrival);
+        // Delivering looks for it, and in a handler or beside a section does no more than that.
+        let arrive = move |irqs: &IrqDomain| {
+            let arrived = || {
+                irqs.deliver();
+                Ok(irqs.raised() > before)
+            };
+            // One that is masked, or that nobody takes yet, does not.
+            let _never = arrival.poll("the placed interrupt", arrived);
+        };
         if self.irqs.is_delivering_here() {
+            arrive(&self.irqs);
             return Ok(());
         }
         let (irqs, (done, ended)) = (self.irqs.clone(), mpsc::channel());
         let other = std::thread::Builder::new().name("udrv-placed-irq".into()).spawn(move || {
-            irqs.deliver();
+            arrive(&irqs);
             // Whoever waited too long is gone.
             let _late = done.send(());
         });
         other.map_err(|error| Error::os("starting a thread for a placed interrupt", error))?;
-        let in_time = ended.recv_timeout(PATIENCE);
+        let in_time = ended.recv_timeout(PATIENCE + self.arrival);
         in_time.map_err(|_late| {
             let what = format!("handlers at access {access} (do they wait for what the thread they interrupt holds?)");
             Deadline::after(PATIENCE).missed(what)

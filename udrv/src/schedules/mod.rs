@@ -8,16 +8,37 @@
 //! UDRV_SCHEDULE=0@4 replays it: cause 0x10 was lost
 //! ```
 //!
-//! ```no_run
-//! # use udrv::{backend::{AnyBackend, IrqIndex}, schedules::Schedules};
-//! # fn device() -> AnyBackend { unimplemented!() }
-//! Schedules::on(device)
-//!     .raise(|device| device.fire_irq(IrqIndex::MSI, 0))
-//!     .check(|run| {
-//!         // Bring the driver up on run.device and run.irqs, let it work, look at what came of it.
-//!         # Ok::<(), udrv::Error>(())
-//!     });
+//! A test is one call. Here the driver counts the edu device's interrupts; whatever comes once it is up must have been counted:
+//!
 //! ```
+//! use std::sync::Arc;
+//! use std::sync::atomic::{AtomicUsize, Ordering};
+//! use udrv::backend::{AnyBackend, IrqIndex, RegionIndex, Width};
+//! use udrv::irq::IrqReturn;
+//! use udrv::schedules::Schedules;
+//!
+//! let explored = Schedules::on(|| Arc::new(udrv_edu::model::edu()) as AnyBackend)
+//!     .fire(IrqIndex::MSI, 0)
+//!     .check(|run| {
+//!         let count = Arc::new(AtomicUsize::new(0));
+//!         let counting = Arc::clone(&count);
+//!         let _irq = run.irqs.register(&run.device, IrqIndex::MSI, 0, move |interrupt| {
+//!             counting.fetch_add(interrupt.merged as usize, Ordering::SeqCst);
+//!             IrqReturn::Handled
+//!         })?;
+//!         // The driver's work: two accesses, before each of which an interrupt may come.
+//!         let liveness = run.device.read(RegionIndex::BAR0, 4, Width::Bits32)?;
+//!         run.device.write(RegionIndex::BAR0, 4, Width::Bits32, !liveness & 0xffff_ffff)?;
+//!         // What must hold, whatever came when.
+//!         assert_eq!(count.load(Ordering::SeqCst), run.raised().len());
+//!         Ok::<(), udrv::Error>(())
+//!     });
+//! // None, one before either access, and the pairs of them.
+//! assert_eq!((explored.accesses, explored.runs), (2, 6));
+//! ```
+//!
+//! On the device itself instead of its model, in the same words: `Schedules::on(move || Arc::clone(&device))`, where `device` was
+//! opened before, and [`Schedules::arriving_within`], since a real interrupt takes its time.
 
 mod device;
 mod schedule;
@@ -29,7 +50,8 @@ use crate::irq::{Delivery, IrqDomain};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use udrv_backend::{AnyBackend, Backend, Result};
+use std::time::Duration;
+use udrv_backend::{AnyBackend, Backend, IrqIndex, Result};
 
 /// The environment variable that replays one schedule instead of trying all.
 pub const REPLAY: &str = "UDRV_SCHEDULE";
@@ -40,6 +62,7 @@ pub struct Schedules {
     raises: Vec<Raise>,
     depth: usize,
     random: Option<(u64, usize, u64)>,
+    arrival: Duration,
 }
 
 /// One run of the driver, under one schedule.
@@ -104,15 +127,30 @@ struct Outcome {
 }
 
 impl Schedules {
-    /// Tries placements in pairs, on a device that `device` makes anew for each run.
+    /// Tries placements in pairs, on a device that `device` makes anew for each run. It may be the same device again and
+    /// again (`move || Arc::clone(&device)`), if the driver brings it up from whatever state the run before left it in.
     pub fn on(device: impl Fn() -> AnyBackend + 'static) -> Self {
-        Self { device: Box::new(device), raises: Vec::new(), depth: 2, random: None }
+        Self { device: Box::new(device), raises: Vec::new(), depth: 2, random: None, arrival: Duration::ZERO }
     }
 
     /// One more interrupt that can be placed: what raises it, on the device itself.
     #[must_use]
     pub fn raise(mut self, raise: impl Fn(&dyn Backend) -> Result<()> + Send + Sync + 'static) -> Self {
         self.raises.push(Arc::new(raise));
+        self
+    }
+
+    /// As [`Schedules::raise`], by the device's own means of firing a vector ([`Backend::fire_irq`]).
+    #[must_use]
+    pub fn fire(self, index: IrqIndex, vector: u32) -> Self {
+        self.raise(move |device| device.fire_irq(index, vector))
+    }
+
+    /// Waits up to so long until a raised interrupt has come in: for real devices, whose interrupts arrive some time after the
+    /// access that raises them. An interrupt that is masked, or that the driver does not take yet, costs all of that.
+    #[must_use]
+    pub fn arriving_within(mut self, arrival: Duration) -> Self {
+        self.arrival = arrival;
         self
     }
 
@@ -190,7 +228,8 @@ impl<D: FnMut(&Run) -> std::result::Result<(), String>> Search<'_, D> {
             Err(error) => return Outcome { accesses: 0, error: Some(error.to_string()) },
         };
         let raises = self.schedules.raises.clone();
-        let scheduled = Arc::new(Scheduled::new((self.schedules.device)(), &irqs, raises, schedule.clone()));
+        let scheduled = Scheduled::new((self.schedules.device)(), &irqs, raises, schedule.clone());
+        let scheduled = Arc::new(scheduled.arriving_within(self.schedules.arrival));
         let run = Run { device: Arc::clone(&scheduled) as AnyBackend, irqs, scheduled };
         let driver = &mut self.driver;
         let error = match catch_unwind(AssertUnwindSafe(|| driver(&run))) {

@@ -54,6 +54,8 @@ impl Client {
     /// # Errors
     /// As [`Client::connect`].
     pub fn connect_with(path: &Path, patience: Duration) -> Result<Self> {
+        // The stub looks for it as soon as we come.
+        udrv_inspect::page();
         let mut connection = Connection::open(path, patience)?;
         let Description { capabilities, resettable, regions, irqs } = Description::ask(&mut connection)?;
         let address = connection.address().to_owned();

@@ -110,6 +110,18 @@ pub trait UsbBackend: Send + Sync {
     /// See [`UsbBackend::configuration`].
     fn release(&self, interface: u8) -> Result<()>;
 
+    /// Gives the device back in the middle of whatever its driver does, for a process that was told to end: nothing is taken
+    /// any more, what is in flight ends, and the kernel's drivers find the device as after power-on.
+    ///
+    /// A `release` that another thread calls meanwhile returns when this is done: that thread may end the process.
+    ///
+    /// # Errors
+    /// See [`UsbBackend::configuration`].
+    fn abandon(&self) -> Result<()> {
+        let configurations = &self.info().descriptors.configurations;
+        configurations.iter().flat_map(|one| one.numbers()).try_for_each(|interface| self.release(interface))
+    }
+
     /// SET_INTERFACE.
     ///
     /// # Errors

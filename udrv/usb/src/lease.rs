@@ -1,7 +1,7 @@
 //! How the stub passes an open device to a driver: one message over a Unix socket, and the connection is the lease.
 //!
-//! The stub sends, once, a line of text: `usb ADDRESS` with the node's descriptor, or `busy WHY` without one. Nothing
-//! else is ever sent. When the connection ends, so does the lease.
+//! The stub sends, once, a line of text: `usb ADDRESS` with the node's descriptor, or `busy WHY` (another driver has it) or
+//! `cannot WHY` without one. Nothing else is ever sent. When the connection ends, so does the lease.
 
 use crate::{Error, Result};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
@@ -11,10 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// How long the stub may take to answer: it may have to wait for a device that resets.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the stub may take to answer: the lease before ends with a reset, and a kernel driver that has only just found the
+/// device lets go of it when its commands have ended.
+const PATIENCE: Duration = Duration::from_secs(30);
 
-const LINE: usize = 256;
+/// Longest line believed, bytes.
+const LINE: usize = 1024;
 
 /// What a driver was given.
 pub(crate) struct Lease {
@@ -61,10 +63,15 @@ pub(crate) fn ask(path: &Path) -> Result<Lease> {
             why: why.to_owned(),
             advice: "end the driver that has it, or wait for its end".into(),
         }),
+        (Some(("cannot", why)), _) => Err(Error::Unavailable {
+            device: socket,
+            why: format!("the stub cannot take it: {why}"),
+            advice: "its log says the same".into(),
+        }),
         _ => Err(Error::Protocol {
             peer: format!("whatever listens at {socket}"),
             found: format!("{text:?}"),
-            expected: "a stub that serves a USB device (stub-driver usb serve)".into(),
+            expected: "a stub that serves a USB device (stub-driver serve)".into(),
         }),
     }
 }
@@ -78,12 +85,27 @@ pub fn give(connection: &UnixStream, address: &str, node: BorrowedFd<'_>) -> Res
     send(connection, &format!("usb {address}\n"), &[ControlMessage::ScmRights(&fds)])
 }
 
+/// Why a driver cannot have the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// Another driver has it.
+    Busy,
+    /// The stub cannot take it from the kernel.
+    Cannot,
+}
+
 /// Tells a driver that it cannot have the device.
 ///
 /// # Errors
 /// [`Error::Os`] if the driver has gone.
-pub fn refuse(connection: &UnixStream, why: &str) -> Result<()> {
-    send(connection, &format!("busy {why}\n"), &[])
+pub fn refuse(connection: &UnixStream, refusal: Refusal, why: &str) -> Result<()> {
+    let word = match refusal {
+        Refusal::Busy => "busy",
+        Refusal::Cannot => "cannot",
+    };
+    // A character has four bytes at most.
+    let why: String = why.chars().take(LINE / 4 - 8).map(|c| if c == '\n' { ' ' } else { c }).collect();
+    send(connection, &format!("{word} {why}\n"), &[])
 }
 
 fn send(connection: &UnixStream, line: &str, control: &[ControlMessage<'_>]) -> Result<()> {

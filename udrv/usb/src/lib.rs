@@ -25,6 +25,7 @@ mod reactor;
 pub mod record;
 pub mod software;
 mod transfer;
+pub mod usbip;
 
 pub use backend::{AnyUsb, Speed, UsbBackend, UsbInfo};
 pub use device::{Device, Handle, Pending};

@@ -362,3 +362,37 @@ fn completion_before_anybody_listens_is_signalled_to_whoever_listens_next() {
     assert_eq!((tag, completion.status), (42, Status::Completed));
     assert!(queue.pop().is_none());
 }
+
+#[test]
+fn transfers_ended_by_two_threads_are_told_in_their_order() {
+    let (bus, device) = plugged();
+    let order = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let (begun, has_begun) = mpsc::channel();
+    let (go, may_go) = mpsc::channel();
+    let first = {
+        let order = Arc::clone(&order);
+        move |_| {
+            begun.send(()).unwrap();
+            may_go.recv_timeout(LONG).unwrap();
+            order.lock().unwrap().push(1);
+        }
+    };
+    let second = {
+        let order = Arc::clone(&order);
+        move |_| order.lock().unwrap().push(2)
+    };
+    device.submit_then(Transfer::bulk(IN, vec![0; PACKET]), LONG, first).unwrap();
+    device.submit_then(Transfer::bulk(IN, vec![0; PACKET]), LONG, second).unwrap();
+
+    let other = {
+        let device = device.clone();
+        std::thread::spawn(move || device.transfer(Transfer::bulk(OUT, vec![1; PACKET]), LONG).unwrap())
+    };
+    has_begun.recv_timeout(LONG).unwrap();
+    let sent = device.submit(Transfer::bulk(OUT, vec![2; PACKET]), LONG).unwrap();
+    go.send(()).unwrap();
+
+    assert_eq!((other.join().unwrap().status, sent.wait().status), (Status::Completed, Status::Completed));
+    assert_eq!(bus.in_flight(), 0);
+    assert_eq!(*order.lock().unwrap(), [1, 2]);
+}

@@ -7,16 +7,31 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs a boot uses, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
     ("modprobe", "kmod"),
     ("depmod", "kmod"),
     ("xz", "xz-utils"),
-    // for the scenarios: the client of the USB/IP server
+    // for the scenarios: the client of the USB/IP server, and that of the NBD server with what works on it
     ("usbip", "usbip"),
+    ("nbd-client", "nbd-client"),
+    ("fio", "fio"),
+    ("strace", "strace"),
+    ("gdb", "gdb"),
 ];
+
+/// What `cargo test` takes, machine or not: the debugger of `udrv debug`, and NBD clients of `udrv run nvme --export`.
+const TEST_PROGRAMS: [(&str, &str); 4] =
+    [("gdb", "gdb"), ("qemu-img", "qemu-utils"), ("nbdinfo", "libnbd-bin"), ("nbdcopy", "libnbd-bin")];
+
+/// Gets what some tests run; without it they say so, and fail where CI runs.
+pub(crate) fn install_test_programs() {
+    if let Err(error) = install_missing(&TEST_PROGRAMS) {
+        eprintln!("test: {error:#}; the tests that need them say so");
+    }
+}
 
 /// The package that depends on the newest stock kernel.
 const KERNEL_PACKAGE: &str = "linux-image-amd64";

@@ -59,6 +59,10 @@ const MACHINE: &[&str] = &[
     "usb-storage,bus=xhci.0,port=1,drive=usb,serial=udrv,id=usbdisk",
     "-device",
     "usb-kbd,bus=xhci.0,port=2,id=usbkbd",
+    "-device",
+    "usb-serial,bus=xhci.0,port=3,chardev=usbserial,always-plugged=on,id=usbserial",
+    "-device",
+    "usb-audio,bus=xhci.0,port=4,audiodev=audio,id=usbaudio",
 ];
 
 /// `no_timer_check`: on a busy host the emulated timer is too late for the kernel's check of it, which would panic.
@@ -67,7 +71,9 @@ const MACHINE: &[&str] = &[
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 intel_iommu=on panic=-1 oops=panic 8250.nr_uarts=8 no_timer_check";
 
 /// The image behind the NVMe device, and that behind the USB disk, which the guest sees too (`usb.img` in the run folder).
-const DISK_BYTES: u64 = 64 << 20;
+/// Neither takes room before it is written to.
+const NVME_BYTES: u64 = 256 << 20;
+const USB_BYTES: u64 = 64 << 20;
 
 /// Whom the guest's serial ports serve.
 #[derive(Clone, Copy)]
@@ -81,6 +87,7 @@ pub(crate) enum Console {
 /// A script to be run in the guest, and the folder that belongs to this run.
 pub(crate) struct Job<'a> {
     kernel: &'a Kernel,
+    command_line: String,
     /// Shared with the guest, at the same path there, and writable.
     pub(crate) folder: RunFolder,
 }
@@ -123,7 +130,13 @@ impl<'a> Job<'a> {
             shell_quote(&repo.to_string_lossy()),
         );
         fs::write(folder.file("main.sh"), prelude + script)?;
-        Ok(Job { kernel, folder })
+        Ok(Job { kernel, command_line: KERNEL_COMMAND_LINE.to_owned(), folder })
+    }
+
+    /// Adds `options` to the kernel's command line; where one is given twice, the kernel takes the last.
+    pub(crate) fn with_kernel_options(mut self, options: &str) -> Self {
+        self.command_line = format!("{} {options}", self.command_line);
+        self
     }
 
     /// Boots, runs the script, waits for the end. `on_output` is given what the guest writes to ttyS1.
@@ -131,8 +144,8 @@ impl<'a> Job<'a> {
         let initramfs = self.folder.file("initramfs");
         let (disk, usb_disk) = (self.folder.file("nvme.img"), self.folder.file("usb.img"));
         initramfs::build(self.kernel, &MODULES, include_str!("init.sh"), &initramfs)?;
-        for image in [&disk, &usb_disk] {
-            let created = fs::File::create(image).and_then(|file| file.set_len(DISK_BYTES));
+        for (image, bytes) in [(&disk, NVME_BYTES), (&usb_disk, USB_BYTES)] {
+            let created = fs::File::create(image).and_then(|file| file.set_len(bytes));
             created.with_context(|| format!("cannot create {}", image.display()))?;
         }
         let mut qemu = self.qemu(console, &initramfs, &disk, &usb_disk)?;
@@ -179,13 +192,26 @@ impl<'a> Job<'a> {
         }
         // the two ISA ports come first, so that ttyS0 and ttyS1 are they
         qemu.args(["-serial", "chardev:console", "-serial", "chardev:output"]);
-        qemu.args(["-chardev", "null,id=pci", "-device", "pci-serial,chardev=pci,addr=8"]);
+        // two PCI ports are the ends of one line: a scenario takes the first from the kernel, which keeps the other
+        let line = escape(&self.folder.file("line"));
+        qemu.arg("-chardev").arg(format!("socket,id=line,path={line},server=on,wait=off"));
+        qemu.arg("-chardev").arg(format!("socket,id=far-end,path={line}"));
+        qemu.args(["-device", "pci-serial,chardev=line,addr=8"]);
         qemu.args(["-device", "pci-serial,chardev=to-monitor,addr=9"]);
+        qemu.args(["-device", "pci-serial,chardev=far-end,addr=0xc"]);
+        // the other end of the USB serial port's line is a PCI port
+        let line = escape(&self.folder.file("usbserial"));
+        qemu.arg("-chardev").arg(format!("socket,id=usbserial,path={line},server=on,wait=off"));
+        qemu.arg("-chardev").arg(format!("socket,id=to-usbserial,path={line}"));
+        qemu.args(["-device", "pci-serial,chardev=to-usbserial,addr=0xb"]);
+        // what the USB sound device plays (`usbaudio.wav` in the run folder), at its own rate: nothing is resampled
+        let played = escape(&self.folder.file("usbaudio.wav"));
+        qemu.arg("-audiodev").arg(format!("wav,id=audio,path={played},out.frequency=48000"));
         if let Console::Interactive = console {
             qemu.args(["-mon", "chardev=console,mode=readline"]);
-            qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} quiet"));
+            qemu.arg("-append").arg(format!("{} quiet", self.command_line));
         } else {
-            qemu.arg("-append").arg(KERNEL_COMMAND_LINE);
+            qemu.arg("-append").arg(&self.command_line);
             let errors = fs::File::create(self.folder.complaints())?;
             qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
         }

@@ -1,4 +1,5 @@
-//! The scenarios `tests/vm/NN-name.sh`: one boot for all, one result for each, told in the words of `cargo test`.
+//! The scenarios `tests/vm/NN-name.sh`: one result for each, told in the words of `cargo test`. One boot is for all, but those
+//! that ask for other options of the kernel (a line `# kernel: OPTIONS`) have one of their own.
 
 use super::kernel;
 use super::machine::{Console, End, Job, target_dir};
@@ -26,6 +27,8 @@ const OVERDUE: [i32; 2] = [124, 137];
 struct Scenario {
     name: String,
     deadline: u64,
+    /// Added to the kernel's command line.
+    kernel_options: String,
 }
 
 impl Scenario {
@@ -34,7 +37,7 @@ impl Scenario {
     }
 }
 
-/// Boots once and runs every scenario whose `vm::NN-name` contains `filter`, in name order, printing a line for each and a summary.
+/// Boots and runs every scenario whose `vm::NN-name` contains `filter`, in name order, printing a line for each and a summary.
 ///
 /// Where the virtual machine cannot run, every scenario is skipped with the reason.
 pub(crate) fn run_scenarios(repo: &Path, filter: &str) -> Result<Vec<Verdict>> {
@@ -44,7 +47,13 @@ pub(crate) fn run_scenarios(repo: &Path, filter: &str) -> Result<Vec<Verdict>> {
     let scenarios: Vec<Scenario> = all.into_iter().filter(|scenario| scenario.title().contains(filter)).collect();
     println!("\n     Running {} scenarios in the virtual machine (tests/vm)", scenarios.len());
     let verdicts = match kernel::prepare(&target_dir(repo)?.join("vm")) {
-        Ok(kernel) => boot_and_run(repo, &kernel, &scenarios)?,
+        Ok(kernel) => {
+            let mut verdicts = Vec::new();
+            for boot in scenarios.chunk_by(|a, b| a.kernel_options == b.kernel_options) {
+                verdicts.extend(boot_and_run(repo, &kernel, boot)?);
+            }
+            verdicts
+        }
         Err(error) => {
             let reason = format!("the virtual machine cannot run here: {error:#}");
             skip_all(scenarios.iter().map(Scenario::title), &reason)
@@ -81,16 +90,18 @@ fn find(folder: &Path) -> Result<Vec<Scenario>> {
             "{}: its first command must be `{LIBRARY}`, or it would go on after an error and pass",
             path.display()
         );
-        let deadline = match text.lines().find_map(|line| line.strip_prefix("# deadline: ")) {
+        let header = |name| text.lines().find_map(|line| line.strip_prefix(name));
+        let kernel_options = header("# kernel: ").unwrap_or_default().to_owned();
+        let deadline = match header("# deadline: ") {
             Some(seconds) => seconds.parse().with_context(|| format!("{}: deadline {seconds:?}", path.display()))?,
             None => DEADLINE,
         };
-        scenarios.push(Scenario { name: name.to_owned(), deadline });
+        scenarios.push(Scenario { name: name.to_owned(), deadline, kernel_options });
     }
     if scenarios.is_empty() {
         bail!("no scenario NN-name.sh in {}", folder.display());
     }
-    scenarios.sort_by(|a, b| a.name.cmp(&b.name));
+    scenarios.sort_by(|a, b| (&a.kernel_options, &a.name).cmp(&(&b.kernel_options, &b.name)));
     Ok(scenarios)
 }
 
@@ -99,7 +110,8 @@ fn first_command(script: &str) -> Option<&str> {
 }
 
 fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, scenarios: &[Scenario]) -> Result<Vec<Verdict>> {
-    let job = Job::new(repo, kernel, include_str!("scenarios.sh"))?;
+    let options = scenarios.first().map_or("", |scenario| &scenario.kernel_options);
+    let job = Job::new(repo, kernel, include_str!("scenarios.sh"))?.with_kernel_options(options);
     let list: String = scenarios.iter().map(|s| format!("{} {}\n", s.name, s.deadline)).collect();
     fs::write(job.folder.file("scenarios"), list)?;
     let limit = BOOT + scenarios.iter().map(|s| s.deadline + GRACE).sum::<u64>();

@@ -1,7 +1,10 @@
 //! The stub before somebody else's client: QEMU's `vfio-user-pci` shows the edu model to Debian's stock kernel as a PCI device, and the
 //! stub serves the next client afterwards.
 //!
-//! `vfio_user.sh` is the guest's only process; it tells what it finds, and here that is judged.
+//! `vfio_user.sh` is the guest's only process; it tells what it finds, and here that is judged. `own_drivers.rs` has the kernel's own
+//! drivers on the other models.
+
+mod own_drivers;
 
 use super::initramfs;
 use super::kernel::{self, Kernel};
@@ -26,8 +29,9 @@ const CLIENT_SECONDS: &str = "60";
 /// How often the guest has worked the device when its QEMU is killed.
 const BUSY: usize = 3;
 
-/// `mem=` leaves memory above 192 MiB to the device's transfers.
-const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic mem=192M";
+const KERNEL_COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic no_timer_check";
+/// Leaves memory above 192 MiB to the device's transfers.
+const MEMORY: &str = "mem=192M";
 /// The memory is shared, so that the client can pass it on to the server.
 const MACHINE: &[&str] = &[
     "-accel",
@@ -41,15 +45,17 @@ const MACHINE: &[&str] = &[
     "-cpu",
     "max",
     "-nodefaults",
-    "-no-reboot",
     "-display",
     "none",
     "-nic",
     "none",
 ];
 
-/// What the guest has to find, by the specification of the device (QEMU docs/specs/edu.rst): in which test, under which name, what.
-const EXPECTED: &[(&str, &str, &str)] = &[
+/// What a guest has to tell: in which test, under which name, what.
+type Expected = (&'static str, &'static str, &'static str);
+
+/// By the specification of the device (QEMU docs/specs/edu.rst).
+const EXPECTED: &[Expected] = &[
     (FINDS, "vendor", "0x1234"),
     (FINDS, "device", "0x11e8"),
     (FINDS, "class", "0x00ff00"),
@@ -75,24 +81,31 @@ const INTERRUPTS: &str = "vfio_user::stock_kernel_gets_the_interrupt";
 const NEXT: &str = "vfio_user::stub_after_qemu_serves_the_next_client";
 const NEXT_AFTER_KILL: &str = "vfio_user::stub_after_killed_qemu_serves_the_next_client";
 
+const TESTS: [&str; 6] = [FINDS, ACCESSES, TRANSFERS, INTERRUPTS, NEXT, NEXT_AFTER_KILL];
+
 /// The names of all, in their order.
-pub(crate) const TESTS: [&str; 6] = [FINDS, ACCESSES, TRANSFERS, INTERRUPTS, NEXT, NEXT_AFTER_KILL];
+pub(crate) fn tests() -> impl Iterator<Item = &'static str> {
+    TESTS.into_iter().chain(own_drivers::TESTS)
+}
 
 /// Runs them, printing a line for each and a summary. Where they cannot run they are skipped with the reason.
 pub(crate) fn run(repo: &Path) -> Result<Vec<Verdict>> {
     let begin = clock::now();
-    println!("\n     Running {} tests of a newer QEMU's vfio-user client against the stub", TESTS.len());
+    println!("\n     Running {} tests of a newer QEMU's vfio-user client against the stub", tests().count());
     let target = target_dir(repo)?;
     let cache = target.join("vm");
     let prepared = kernel::prepare(&cache).and_then(|kernel| Ok((kernel, NewerQemu::prepare(&cache)?)));
     let verdicts = match prepared {
         Ok((kernel, qemu)) => {
             println!("{}", qemu.version()?);
-            let folder = RunFolder::new(&cache, "vfio-user")?;
             let binaries = target.join("debug");
-            Story { kernel, qemu, folder, binaries, verdicts: Vec::new() }.tell()?
+            let machine = Machine { kernel: &kernel, qemu: &qemu, folder: RunFolder::new(&cache, "vfio-user")? };
+            let mut verdicts = Story { machine, binaries: binaries.clone(), verdicts: Vec::new() }.tell()?;
+            let machine = Machine { kernel: &kernel, qemu: &qemu, folder: RunFolder::new(&cache, "own-drivers")? };
+            verdicts.extend(own_drivers::tell(&machine, &binaries)?);
+            verdicts
         }
-        Err(error) => skip_all(TESTS.into_iter().map(str::to_owned), &format!("it cannot run here: {error:#}")),
+        Err(error) => skip_all(tests().map(str::to_owned), &format!("it cannot run here: {error:#}")),
     };
     summarize(&verdicts, 0, begin.elapsed());
     Ok(verdicts)
@@ -101,27 +114,68 @@ pub(crate) fn run(repo: &Path) -> Result<Vec<Verdict>> {
 /// One line of the guest's: a name and a value.
 type Fact = (String, String);
 
-/// One stub, and its clients one after the other.
-struct Story {
-    kernel: Kernel,
-    qemu: NewerQemu,
+/// What a machine is made of that sees the stub's devices through QEMU's vfio-user client.
+struct Machine<'a> {
+    kernel: &'a Kernel,
+    qemu: &'a NewerQemu,
     folder: RunFolder,
+}
+
+impl Machine<'_> {
+    fn initramfs(&self) -> PathBuf {
+        self.folder.file("initramfs")
+    }
+
+    /// A boot with these devices, by address and socket: what the guest tells, until it ends, or until `enough` of it kills it.
+    fn boot(
+        &self,
+        devices: &[(&str, &Path)],
+        options: &[&str],
+        command_line: &str,
+        enough: impl Fn(&[Fact]) -> bool,
+    ) -> Result<(End, Vec<Fact>)> {
+        let mut qemu = self.qemu.command();
+        qemu.args(MACHINE).args(options).arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initramfs());
+        qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} {command_line}"));
+        qemu.arg("-chardev").arg(format!("file,id=console,path={}", escape(&self.folder.log())));
+        qemu.args(["-serial", "chardev:console", "-chardev", "stdio,id=told,signal=on", "-serial", "chardev:told"]);
+        for (address, socket) in devices {
+            let socket = serde_json::json!({"type": "unix", "path": socket});
+            let device = serde_json::json!({"driver": "vfio-user-pci", "addr": address, "socket": socket});
+            qemu.arg("-device").arg(device.to_string());
+        }
+        let complaints = fs::File::create(self.folder.complaints())?;
+        qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(complaints);
+        let mut qemu = qemu.spawn().context("cannot start QEMU by setpriv")?;
+        let mut told = Vec::new();
+        let end = watch(&mut qemu, BOOT, &self.folder.log(), |bytes| {
+            told.extend_from_slice(bytes);
+            Ok(if enough(&facts(&told)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })?;
+        Ok((end, facts(&told)))
+    }
+}
+
+/// One stub, and its clients one after the other.
+struct Story<'a> {
+    machine: Machine<'a>,
     binaries: PathBuf,
     verdicts: Vec<Verdict>,
 }
 
-impl Story {
+impl Story<'_> {
     fn tell(mut self) -> Result<Vec<Verdict>> {
-        initramfs::build(&self.kernel, &["uio_pci_generic"], include_str!("vfio_user.sh"), &self.initramfs())?;
+        let initramfs = self.machine.initramfs();
+        initramfs::build(self.machine.kernel, &["uio_pci_generic"], include_str!("vfio_user.sh"), &initramfs)?;
         // a socket's path may have 107 bytes, and a target folder's may be long
         let sockets = std::env::temp_dir().join(format!("udrv-vfio-user-{}", std::process::id()));
         fs::create_dir_all(&sockets).with_context(|| format!("cannot create {}", sockets.display()))?;
-        let told = Stub::start(&self.binaries, &sockets).map(|mut stub| self.tell_with(&mut stub));
+        let told = Stub::start(&self.binaries, &["edu"], &sockets).map(|mut stub| self.tell_with(&mut stub));
         drop(fs::remove_dir_all(&sockets));
         told?;
-        fs::remove_file(self.initramfs())?;
+        fs::remove_file(initramfs)?;
         if self.verdicts.iter().any(|verdict| matches!(verdict.outcome, Outcome::Failed(_))) {
-            println!("{}", self.folder.log_tail());
+            println!("{}", self.machine.folder.log_tail());
         }
         Ok(self.verdicts)
     }
@@ -132,7 +186,7 @@ impl Story {
         let mut duration = begin.elapsed();
         for test in [FINDS, ACCESSES, TRANSFERS, INTERRUPTS] {
             let outcome = match &facts {
-                Ok((End::Itself, facts)) => judge(test, facts),
+                Ok((End::Itself, facts)) => judge(EXPECTED, test, facts),
                 Ok((end, facts)) => Err(anyhow::anyhow!("the machine ended so: {end:?}; it told {facts:?}")),
                 Err(error) => Err(anyhow::anyhow!("{error:#}")),
             };
@@ -156,38 +210,11 @@ impl Story {
     }
 
     fn conclude(&mut self, test: &str, outcome: Result<()>, duration: Duration) {
-        let outcome = match outcome {
-            Ok(()) => Outcome::Passed,
-            Err(error) => Outcome::Failed(format!("{error:#}")),
-        };
-        let verdict = Verdict { name: test.to_owned(), outcome, duration };
-        verdict.report();
-        self.verdicts.push(verdict);
+        self.verdicts.push(conclude(test, outcome, duration));
     }
 
-    /// What the guest tells, until it ends, or until `enough` of it kills it.
     fn boot(&self, stub: &Stub, words: &str, enough: impl Fn(&[Fact]) -> bool) -> Result<(End, Vec<Fact>)> {
-        let mut qemu = self.qemu.command();
-        qemu.args(MACHINE).arg("-kernel").arg(&self.kernel.image).arg("-initrd").arg(self.initramfs());
-        qemu.arg("-append").arg(format!("{KERNEL_COMMAND_LINE} {words}"));
-        qemu.arg("-chardev").arg(format!("file,id=console,path={}", escape(&self.folder.log())));
-        qemu.args(["-serial", "chardev:console", "-chardev", "stdio,id=told,signal=on", "-serial", "chardev:told"]);
-        let socket = serde_json::json!({"type": "unix", "path": stub.socket});
-        let device = serde_json::json!({"driver": "vfio-user-pci", "addr": "4", "socket": socket});
-        qemu.arg("-device").arg(device.to_string());
-        let complaints = fs::File::create(self.folder.complaints())?;
-        qemu.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(complaints);
-        let mut qemu = qemu.spawn().context("cannot start QEMU by setpriv")?;
-        let mut told = Vec::new();
-        let end = watch(&mut qemu, BOOT, &self.folder.log(), |bytes| {
-            told.extend_from_slice(bytes);
-            Ok(if enough(&facts(&told)) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })?;
-        Ok((end, facts(&told)))
-    }
-
-    fn initramfs(&self) -> PathBuf {
-        self.folder.file("initramfs")
+        self.machine.boot(&[("4", &stub.socket)], &["-no-reboot"], &format!("{MEMORY} {words}"), enough)
     }
 
     /// Our own driver on the same socket, with all its checks.
@@ -208,6 +235,16 @@ impl Story {
     }
 }
 
+fn conclude(test: &str, outcome: Result<()>, duration: Duration) -> Verdict {
+    let outcome = match outcome {
+        Ok(()) => Outcome::Passed,
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    };
+    let verdict = Verdict { name: test.to_owned(), outcome, duration };
+    verdict.report();
+    verdict
+}
+
 /// The complete lines of what the guest told; a line has a name and its value, which may be empty.
 fn facts(told: &[u8]) -> Vec<Fact> {
     let text = String::from_utf8_lossy(told);
@@ -221,9 +258,9 @@ fn facts(told: &[u8]) -> Vec<Fact> {
 }
 
 /// Whether the guest told all that `test` expects, and told nothing else under these names.
-fn judge(test: &str, facts: &[Fact]) -> Result<()> {
+fn judge(expected: &[Expected], test: &str, facts: &[Fact]) -> Result<()> {
     let mut wrong = Vec::new();
-    for (_, name, expected) in EXPECTED.iter().filter(|(of, ..)| *of == test) {
+    for (_, name, expected) in expected.iter().filter(|(of, ..)| *of == test) {
         let mut told = facts.iter().filter(|(told, _)| told == name).map(|(_, value)| value.as_str());
         match (told.next(), told.next()) {
             (Some(value), None) if value == *expected => {}
@@ -243,14 +280,14 @@ mod tests {
     #[test]
     fn judge_nothing_told_fails_every_test_of_the_guest() {
         for test in [FINDS, ACCESSES, TRANSFERS, INTERRUPTS] {
-            assert!(judge(test, &[]).is_err(), "{test}");
+            assert!(judge(EXPECTED, test, &[]).is_err(), "{test}");
         }
     }
 
     #[test]
     fn judge_names_what_is_wrong() {
         let facts = facts(b"identification 0x010000ED\r\nliveness \nfactorial 0x00000078\n");
-        let error = judge(ACCESSES, &facts).expect_err("liveness is wrong");
+        let error = judge(EXPECTED, ACCESSES, &facts).expect_err("liveness is wrong");
         assert_eq!(error.to_string(), "liveness is \"\", expected \"0xEDCBA987\"");
     }
 

@@ -23,7 +23,7 @@ impl<I: Io> IoQueue<I> {
     /// Reads whole blocks, of any number, through a buffer of the queue's own.
     ///
     /// # Errors
-    /// [`Error::Protocol`] with the status if a command fails; [`Error::DmaRange`] unless `into` is whole blocks; as
+    /// [`Error::Status`] if a command fails; [`Error::DmaRange`] unless `into` is whole blocks; as
     /// [`IoQueue::wait`].
     pub fn read(&mut self, namespace: &Namespace, lba: u64, into: &mut [u8]) -> Result<()> {
         let chunk = self.chunk(namespace);
@@ -55,6 +55,18 @@ impl<I: Io> IoQueue<I> {
     /// # Errors
     /// As [`IoQueue::read`].
     pub fn write(&mut self, namespace: &Namespace, lba: u64, from: &[u8]) -> Result<()> {
+        self.write_with(namespace, lba, from, 0)
+    }
+
+    /// As [`IoQueue::write`], and what has been written is on the medium when this returns (Force Unit Access, 6.15).
+    ///
+    /// # Errors
+    /// As [`IoQueue::read`].
+    pub fn write_through(&mut self, namespace: &Namespace, lba: u64, from: &[u8]) -> Result<()> {
+        self.write_with(namespace, lba, from, nvm::FORCE_UNIT_ACCESS)
+    }
+
+    fn write_with(&mut self, namespace: &Namespace, lba: u64, from: &[u8], control: u32) -> Result<()> {
         let chunk = self.chunk(namespace);
         let mut at = lba;
         for part in from.chunks(chunk) {
@@ -65,7 +77,7 @@ impl<I: Io> IoQueue<I> {
                     None => queue.shared.pool.alloc(chunk)?,
                 };
                 bounce.write(0, part)?;
-                queue.submit_write(namespace, at, bounce, 0..part.len())?;
+                queue.submit_write_with(namespace, at, bounce, 0..part.len(), control)?;
                 let done = queue.only()?;
                 if let Data::Written(bounce) = done.data {
                     queue.write_bounce = Some(bounce);
@@ -163,6 +175,6 @@ impl<I: Io> IoQueue<I> {
                 break;
             }
         }
-        Err(self.shared.protocol(format!("{last} to {name}"), "success"))
+        Err(self.shared.failed(name, last))
     }
 }

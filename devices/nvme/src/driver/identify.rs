@@ -14,7 +14,11 @@ impl Fields<'_> {
     }
 
     fn text(&self, at: usize, length: usize) -> String {
-        String::from_utf8_lossy(self.0.get(at..at + length).unwrap_or_default()).trim().to_owned()
+        // ASCII from 20h to 7Eh (1.5). What else comes is not passed on to a terminal.
+        let shown = |byte: &u8| if (0x20..0x7f).contains(byte) { char::from(*byte) } else { '?' };
+        let bytes = self.0.get(at..at + length).unwrap_or_default();
+        let end = bytes.iter().rposition(|byte| ![0, 0x20].contains(byte)).map_or(0, |last| last + 1);
+        bytes.iter().take(end).map(shown).collect::<String>().trim_start().to_owned()
     }
 }
 
@@ -35,6 +39,8 @@ pub struct ControllerInfo {
     pub namespaces: u32,
     /// ELPE: entries of the error log.
     pub error_entries: u32,
+    /// OACS bit 8: Doorbell Buffer Config.
+    pub has_shadow_doorbells: bool,
     /// ONCS.
     pub optional: Optional,
     /// VWC bit 0: there is a volatile write cache, so that what is not flushed may be lost.
@@ -58,7 +64,7 @@ impl ControllerInfo {
         let fields = Fields(data);
         let max_transfer = match fields.number::<1>(77) {
             0 => None,
-            power => Some(min_page.checked_shl(power as u32).unwrap_or(u64::MAX)),
+            power => Some(1u64.checked_shl(power as u32).unwrap_or(u64::MAX).saturating_mul(min_page)),
         };
         Self {
             serial: fields.text(4, 20),
@@ -68,6 +74,7 @@ impl ControllerInfo {
             max_transfer,
             namespaces: fields.number::<4>(516) as u32,
             error_entries: fields.number::<1>(262) as u32 + 1,
+            has_shadow_doorbells: fields.number::<2>(256) & 1 << 8 != 0,
             optional: Optional::from_bits_retain(fields.number::<2>(520) as u16),
             has_write_cache: fields.number::<1>(525) & 1 != 0,
         }
@@ -93,11 +100,8 @@ impl Namespace {
         let format = fields.number::<4>(128 + 4 * (fields.number::<1>(26) & 0xf) as usize);
         let (metadata, shift) = (format & 0xffff, format >> 16 & 0xff);
         let blocks = fields.number::<8>(0);
-        (blocks > 0 && metadata == 0 && (9..=16).contains(&shift)).then_some(Self {
-            id,
-            blocks,
-            block_size: 1 << shift,
-        })
+        let usable = blocks > 0 && metadata == 0 && (9..=16).contains(&shift);
+        usable.then(|| Self { id, blocks, block_size: 1 << shift })
     }
 
     /// Its size in bytes.
@@ -190,5 +194,22 @@ impl ErrorEntry {
             lba: fields.number::<8>(16),
             namespace: fields.number::<4>(24) as u32,
         }
+    }
+}
+
+/// An asynchronous event (5.2.1, figures 145 to 150).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// Its type: 0 error, 1 SMART / health, 2 notice, 6 of the I/O command set, 7 vendor specific.
+    pub kind: u8,
+    /// What it is, within its type.
+    pub information: u8,
+    /// The log page that tells more; reading it lets the controller report the next event of this type.
+    pub log_page: u8,
+}
+
+impl Event {
+    pub(super) const fn decode(dword: u32) -> Self {
+        Self { kind: (dword & 0b111) as u8, information: (dword >> 8) as u8, log_page: (dword >> 16) as u8 }
     }
 }

@@ -9,13 +9,14 @@ mod identify;
 mod prp;
 mod queue;
 mod ring;
+mod shadow;
 mod shared;
 mod task;
 
 pub use blocking::Range;
-pub use identify::{ControllerInfo, ErrorEntry, Namespace, Optional, Smart};
+pub use identify::{ControllerInfo, ErrorEntry, Event, Namespace, Optional, Smart};
 pub use queue::{Data, Done, IoQueue, QueueConfig, Wait};
-pub use task::{Job, Task};
+pub use task::{Job, Task, Work};
 
 use crate::command::{ALL_NAMESPACES, Command, PAGE, admin, cns, log};
 use crate::registers::{CAP, CLASS};
@@ -29,6 +30,9 @@ use udrv_backend::{AnyBackend, Error, Result};
 
 /// As much of BAR 0 as the driver touches: registers and one page of doorbells.
 pub const REGISTERS: usize = 0x2000;
+
+/// Most namespaces whose list is read: what NN allows, four thousand million, would take a hostile controller's driver hours.
+const MOST_NAMESPACES: usize = 1 << 16;
 
 /// Memory for queues, PRP lists and data, in total. Pages that are never used cost nothing.
 const POOL: usize = 256 << 20;
@@ -62,14 +66,20 @@ impl<I: Io + 'static> Controller<I> {
         }
         config.change_command(PciCommand::MEMORY_SPACE | PciCommand::BUS_MASTER, PciCommand::empty())?;
         let capabilities = io.read(CAP)?;
-        if !capabilities.has_nvm_commands() || capabilities.min_page() != PAGE {
-            return Err(wrong(format!("CAP {:#x}", capabilities.0), "the NVM command set, and pages of 4 KiB"));
+        // A queue of one entry can hold nothing (3.1.1, MQES).
+        let usable = capabilities.has_nvm_commands() && capabilities.min_page() == PAGE;
+        if !usable || capabilities.queue_entries() < 2 {
+            let expected = "the NVM command set, pages of 4 KiB, and queues of two entries or more";
+            return Err(wrong(format!("CAP {:#x}", capabilities.0), expected));
         }
         let pool = Pool::new(Arc::clone(device), POOL, 64)?;
         let shared = Arc::new(Shared::bring_up(device, Arc::new(io), irqs.clone(), pool, capabilities)?);
         let identify = Command::new(admin::IDENTIFY, 0).cdw10(cns::CONTROLLER);
         let data = shared.execute_in("Identify (controller)", identify, PAGE as usize)?;
         let info = ControllerInfo::decode(&data, PAGE);
+        if info.has_shadow_doorbells {
+            shared.use_shadow_doorbells()?;
+        }
         let queues = shared.number_of_queues(queues)?;
         Ok(Self { shared, info, queues, made: 0 })
     }
@@ -78,6 +88,12 @@ impl<I: Io + 'static> Controller<I> {
     #[must_use]
     pub const fn info(&self) -> &ControllerInfo {
         &self.info
+    }
+
+    /// How many I/O queue pairs it gave, of those asked for.
+    #[must_use]
+    pub const fn queues(&self) -> u16 {
+        self.queues
     }
 
     /// Memory for its transfers.
@@ -95,7 +111,7 @@ impl<I: Io + 'static> Controller<I> {
     /// The identifiers of the active namespaces (5.15.2.3), ascending.
     ///
     /// # Errors
-    /// [`Error::Protocol`] if the command fails; [`Error::Timeout`].
+    /// [`Error::Status`] if the command fails; [`Error::Protocol`] if the list is none; [`Error::Timeout`].
     pub fn namespace_ids(&self) -> Result<Vec<u32>> {
         let mut all = Vec::new();
         loop {
@@ -112,6 +128,10 @@ impl<I: Io + 'static> Controller<I> {
                 }
                 all.push(id);
             }
+            if all.len() > MOST_NAMESPACES {
+                let expected = format!("{MOST_NAMESPACES} at most");
+                return Err(self.shared.protocol(format!("a list of {} namespaces", all.len()), &expected));
+            }
             if all.len() - before < numbers.len() || all.last() == Some(&(ALL_NAMESPACES - 2)) {
                 return Ok(all);
             }
@@ -121,13 +141,15 @@ impl<I: Io + 'static> Controller<I> {
     /// One namespace (5.15.2.1).
     ///
     /// # Errors
-    /// [`Error::Protocol`] if there is no such namespace, or it has a format that this driver cannot use.
+    /// [`Error::Status`] if there is no such namespace; [`Error::Protocol`] if it has a format that this driver cannot use.
     pub fn namespace(&self, id: u32) -> Result<Namespace> {
         let identify = Command::new(admin::IDENTIFY, id).cdw10(cns::NAMESPACE);
         let data = self.shared.execute_in("Identify (namespace)", identify, PAGE as usize)?;
-        Namespace::decode(id, &data).ok_or_else(|| {
+        let usable = |namespace: &Namespace| namespace.block_size <= self.max_transfer() as u64;
+        Namespace::decode(id, &data).filter(usable).ok_or_else(|| {
             let found = format!("namespace {id}: inactive, with metadata, or with blocks of an odd size");
-            self.shared.protocol(found, "an active one of blocks of 512 bytes to 64 KiB without metadata")
+            let most = self.max_transfer().min(1 << 16);
+            self.shared.protocol(found, &format!("an active one of blocks of 512 to {most} bytes without metadata"))
         })
     }
 
@@ -148,6 +170,15 @@ impl<I: Io + 'static> Controller<I> {
         let data = self.log_page("Get Log Page (errors)", log::ERROR, length)?;
         let entries = data.chunks_exact(ErrorEntry::SIZE).map(ErrorEntry::decode);
         Ok(entries.filter(|entry| entry.count != 0).collect())
+    }
+
+    /// What the controller has reported of its own accord since it was last asked, without waiting (5.2). Asked for the
+    /// first time, it is told to report. It reports no other event of that type before the event's log page has been read.
+    ///
+    /// # Errors
+    /// [`Error::Status`] if it takes no such requests.
+    pub fn next_event(&self) -> Result<Option<Event>> {
+        Ok(self.shared.next_event()?.map(Event::decode))
     }
 
     /// Up to a page of a log: NUMD, the dwords less one, is in two halves.

@@ -8,12 +8,13 @@ use super::ring::Ring;
 use super::shared::{ENDED_BY_RESET, Shared};
 use super::{Io, REGISTERS};
 use crate::command::{Command, Completion, Outcome, PAGE, admin, nvm};
+use crate::registers::Status;
 use std::ops::Range as Bytes;
 use std::sync::Arc;
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::dma::{Buffer, Coherent, FromDevice, InFlight, ToDevice};
-use udrv::irq::{IrqReturn, Registration};
+use udrv::irq::{IrqReturn, Registration, Timer};
 use udrv::mmio::Window;
 use udrv_backend::{Error, IrqIndex, Result};
 
@@ -47,6 +48,8 @@ impl Default for QueueConfig {
 
 /// How long an aborted command has to end before the controller is reset.
 const ABORT_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a queue is made again that a reset takes away as soon as it is made.
+const JOINS: u32 = 8;
 /// How many looks at memory between two at the clock.
 const SPINS: u32 = 1024;
 
@@ -92,7 +95,9 @@ pub struct IoQueue<I: Io = Window<REGISTERS>> {
     config: QueueConfig,
     pub(super) max_transfer: usize,
     generation: u64,
-    irq: Option<Registration>,
+    irq: Option<Arc<Registration>>,
+    /// Made with the first future: raises the vector when a command takes too long.
+    alarm: Option<Timer>,
     pub(super) read_bounce: Option<Buffer<FromDevice>>,
     pub(super) write_bounce: Option<Buffer<ToDevice>>,
 }
@@ -102,10 +107,14 @@ impl<I: Io> IoQueue<I> {
         let most = shared.capabilities.queue_entries().min(1024) as u16 - 1;
         let depth = config.depth.clamp(1, most);
         let ring = Ring::new(&shared.io, &shared.pool, id, depth + 1, shared.capabilities.doorbell_stride())?;
+        let ring = ring.shadowed(shared.shadow.get());
         let irq = match config.wait {
             Wait::Polled => None,
             // What has come is in memory: the handler has only to be run, for whoever waits to look there.
-            _ => Some(shared.irqs.register(&shared.device, IrqIndex::MSIX, id.into(), |_| IrqReturn::Handled)?),
+            _ => {
+                let handler = |_| IrqReturn::Handled;
+                Some(Arc::new(shared.irqs.register(&shared.device, IrqIndex::MSIX, id.into(), handler)?))
+            }
         };
         let mut queue = Self {
             lists: shared.pool.alloc_coherent(usize::from(depth) * PAGE as usize)?,
@@ -118,31 +127,57 @@ impl<I: Io> IoQueue<I> {
             max_transfer,
             generation: shared.generation(),
             irq,
+            alarm: None,
             read_bounce: None,
             write_bounce: None,
         };
-        queue.create()?;
+        queue.join()?;
         Ok(queue)
     }
 
-    /// Create I/O Completion Queue (5.3), then the submission queue that uses it (5.4).
-    fn create(&mut self) -> Result<()> {
+    /// Makes the queue, also if another thread resets the controller meanwhile.
+    fn join(&mut self) -> Result<()> {
+        for _ in 0..JOINS {
+            self.generation = self.shared.generation();
+            self.ring.clear()?;
+            if self.create()? {
+                return Ok(());
+            }
+        }
+        Err(Error::Unavailable {
+            device: self.shared.device.info().address.clone(),
+            why: format!("it was reset {JOINS} times while I/O queue {} was made", self.id),
+            advice: "see which of its other queues does so, and why".into(),
+        })
+    }
+
+    /// Create I/O Completion Queue (5.3), then the submission queue that uses it (5.4). `false` if a reset came between.
+    fn create(&self) -> Result<bool> {
         const CONTIGUOUS: u32 = 1;
         const INTERRUPTS: u32 = 1 << 1;
         let [commands, completions] = self.ring.addresses();
         let which = u32::from(self.id) | u32::from(self.ring.entries() - 1) << 16;
         let interrupts = if self.irq.is_some() { INTERRUPTS | u32::from(self.id) << 16 } else { 0 };
         let completion = Command::new(admin::CREATE_COMPLETION_QUEUE, 0).cdw10(which).cdw11(CONTIGUOUS | interrupts);
-        self.shared.execute("Create I/O Completion Queue", completion.data([completions, 0]))?;
+        let create = |name, command| self.shared.execute_in_generation(self.generation, name, command);
+        if !create("Create I/O Completion Queue", completion.data([completions, 0]))? {
+            return Ok(false);
+        }
         let submission = Command::new(admin::CREATE_SUBMISSION_QUEUE, 0).cdw10(which);
         let submission = submission.cdw11(CONTIGUOUS | u32::from(self.id) << 16).data([commands, 0]);
-        self.shared.execute("Create I/O Submission Queue", submission).map(drop)
+        create("Create I/O Submission Queue", submission)
     }
 
     /// Its identifier in the controller; its MSI-X vector has the same number.
     #[must_use]
     pub const fn id(&self) -> u16 {
         self.id
+    }
+
+    /// Most commands that may be outstanding.
+    #[must_use]
+    pub const fn depth(&self) -> u16 {
+        self.config.depth
     }
 
     /// Commands that are outstanding, those not yet rung for included.
@@ -201,9 +236,22 @@ impl<I: Io> IoQueue<I> {
         buffer: Buffer<ToDevice>,
         part: Bytes<usize>,
     ) -> Result<u16> {
+        self.submit_write_with(namespace, lba, buffer, part, 0)
+    }
+
+    /// With bits of Command Dword 12 beside the number of blocks.
+    #[inline]
+    pub(super) fn submit_write_with(
+        &mut self,
+        namespace: &Namespace,
+        lba: u64,
+        buffer: Buffer<ToDevice>,
+        part: Bytes<usize>,
+        control: u32,
+    ) -> Result<u16> {
         let blocks = self.check(namespace, buffer.len(), &part)?;
         let at = buffer.iova() + part.start as u64;
-        let command = Command::new(nvm::WRITE, namespace.id).lba(lba).cdw12(blocks - 1);
+        let command = Command::new(nvm::WRITE, namespace.id).lba(lba).cdw12(control | (blocks - 1));
         self.submit(command, Some((at, part.len() as u64)), Flight::Write(buffer.submit()))
     }
 
@@ -270,22 +318,30 @@ impl<I: Io> IoQueue<I> {
     /// Hands over all commands that have ended, without waiting; how many. One write to the doorbell for all of them.
     ///
     /// # Errors
-    /// [`Error::Protocol`] if the controller ends a command that it does not have; as [`IoQueue::wait`] after a reset.
+    /// [`Error::Protocol`] if the controller ends a command that it does not have. It has then been reset, and all that was
+    /// outstanding has been handed over. As [`IoQueue::wait`] after a reset.
     #[inline]
     pub fn poll(&mut self, mut take: impl FnMut(Done)) -> Result<usize> {
         if self.generation != self.shared.generation() {
             return self.rejoin(&mut take);
         }
         let mut count = 0;
-        while let Some(Completion { id, outcome, .. }) = self.ring.pop()? {
-            let Some(done) = self.end(id, outcome) else {
-                return Err(self.shared.protocol(format!("a completion of command {id}"), "one that is outstanding"));
-            };
+        while let Some(Completion { id, queue, outcome, .. }) = self.ring.pop()? {
+            let done = if queue == self.id { self.end(id, outcome) } else { None };
+            let Some(done) = done else { return Err(self.distrust(id, queue, &mut take)) };
             take(done);
             count += 1;
         }
         self.ring.release()?;
         Ok(count)
+    }
+
+    /// The controller says things that cannot be: which commands it still has, only a reset can tell.
+    #[cold]
+    fn distrust(&mut self, id: u16, queue: u16, take: &mut impl FnMut(Done)) -> Error {
+        let reset = self.shared.reset(self.generation).and_then(|()| self.rejoin(take));
+        let found = format!("a completion of command {id} of queue {queue}");
+        reset.err().unwrap_or_else(|| self.shared.protocol(found, &format!("one outstanding in queue {}", self.id)))
     }
 
     #[inline]
@@ -312,10 +368,69 @@ impl<I: Io> IoQueue<I> {
         if self.outstanding() == 0 {
             return Ok(0);
         }
-        if self.await_completion(self.config.timeout)? {
-            return self.poll(take);
+        // What has come already is taken without a look at the clock.
+        let ended = if self.ring.has_completion()? { self.poll(&mut take)? } else { 0 };
+        if ended > 0 {
+            return Ok(ended);
         }
-        self.recover(&mut take)
+        let deadline = Deadline::after(self.config.timeout);
+        while let Some(left) = deadline.remaining()
+            && self.await_completion(left)?
+        {
+            let ended = self.poll(&mut take)?;
+            // A phase tag that turns back again is a completion of nothing.
+            if ended > 0 {
+                return Ok(ended);
+            }
+        }
+        // Its interrupt may have been lost, and it not.
+        match self.poll(&mut take)? {
+            0 => self.recover(&mut take),
+            ended => Ok(ended),
+        }
+    }
+
+    /// As [`IoQueue::wait`], for a task: by its vector, whatever [`QueueConfig::wait`] says of looking at memory first. Only
+    /// when a command does not end in time does it block, as long as its abort or the reset takes.
+    ///
+    /// # Errors
+    /// [`Error::NotSupported`] for a polled queue; as [`IoQueue::wait`].
+    pub async fn completed(&mut self, mut take: impl FnMut(Done)) -> Result<usize> {
+        self.ring()?;
+        if self.outstanding() == 0 {
+            return Ok(0);
+        }
+        let irq = self.alarmed()?;
+        let deadline = Deadline::after(self.config.timeout);
+        loop {
+            // Made before the look, so that what comes after it is not missed.
+            let next = irq.next_delivery();
+            let ended = self.poll(&mut take)?;
+            if ended > 0 {
+                self.alarm.as_ref().map_or(Ok(()), Timer::cancel)?;
+                return Ok(ended);
+            }
+            if deadline.remaining().is_none() {
+                return self.recover(&mut take);
+            }
+            next.await?;
+        }
+    }
+
+    /// The vector, which will be raised when the queue's timeout is over.
+    fn alarmed(&mut self) -> Result<Arc<Registration>> {
+        let Some(irq) = self.irq.clone() else {
+            return Err(Error::NotSupported {
+                what: "a future",
+                by: format!("I/O queue {}, which is polled", self.id),
+            });
+        };
+        if self.alarm.is_none() {
+            let raiser = irq.raiser();
+            self.alarm = Some(self.shared.irqs.timer(move |_| raiser.raise())?);
+        }
+        self.alarm.as_ref().map_or(Ok(()), |alarm| alarm.arm(self.config.timeout))?;
+        Ok(irq)
     }
 
     /// Whether one came in time, or a reset has ended all.
@@ -341,17 +456,25 @@ impl<I: Io> IoQueue<I> {
 
     /// Aborts what is outstanding, then resets (5.1, 7.3.2). A controller that is gone ends nothing.
     fn recover(&mut self, take: &mut impl FnMut(Done)) -> Result<usize> {
-        self.shared.check_alive()?;
+        // A controller that has failed (CSTS.CFS), or does not answer an Abort, is not asked again.
+        let mut listens = !self.shared.check_alive()?.contains(Status::FATAL);
         let mut ended = 0;
         for id in 0..self.config.depth {
             if matches!(self.slots.get(usize::from(id)), None | Some(Flight::Free)) {
                 continue;
             }
             // One that cannot be aborted, or not in time, is left to the reset.
-            let aborted = self.shared.abort(self.id, id).unwrap_or(false);
+            let answer = listens.then(|| self.shared.abort(self.id, id));
+            let aborted = matches!(answer, Some(Ok(true)));
+            listens &= !matches!(answer, Some(Err(Error::Timeout { .. } | Error::Gone { .. })));
             tracing::warn!(queue = self.id, command = id, aborted, "a command did not end in time");
         }
-        while self.outstanding() > 0 && self.await_completion(ABORT_PATIENCE)? {
+        let deadline = Deadline::after(ABORT_PATIENCE);
+        while listens
+            && self.outstanding() > 0
+            && let Some(left) = deadline.remaining()
+            && self.await_completion(left)?
+        {
             ended += self.poll(&mut *take)?;
         }
         if self.outstanding() > 0 {
@@ -364,7 +487,6 @@ impl<I: Io> IoQueue<I> {
 
     /// After a reset: answers what was outstanding, and makes the queue again.
     fn rejoin(&mut self, take: &mut impl FnMut(Done)) -> Result<usize> {
-        self.generation = self.shared.generation();
         let mut ended = 0;
         for id in 0..self.config.depth {
             if let Some(done) = self.end(id, ENDED_BY_RESET) {
@@ -372,8 +494,7 @@ impl<I: Io> IoQueue<I> {
                 ended += 1;
             }
         }
-        self.ring.clear()?;
-        self.create()?;
+        self.join()?;
         Ok(ended)
     }
 

@@ -1,7 +1,8 @@
 //! One submission queue and its completion queue, in memory and at their doorbells (4.1): no commands' meaning, no waiting.
 
+use super::shadow::Shadow;
 use crate::command::{COMMAND_SIZE, COMPLETION_SIZE, Command, Completion};
-use crate::registers::{completion_doorbell, submission_doorbell};
+use crate::registers::{DOORBELLS, completion_doorbell, submission_doorbell};
 use std::sync::Arc;
 use udrv::dma::{Coherent, Pool};
 use udrv::mmio::Io;
@@ -24,8 +25,11 @@ pub(super) struct Ring<I> {
     phase: bool,
     /// Whether completions were taken that the controller has not been told of.
     taken: bool,
+    /// What the controller was last told of it.
+    released: u16,
     submission: Register<u32, WriteOnly>,
     completion: Register<u32, WriteOnly>,
+    shadow: Option<Arc<Shadow>>,
 }
 
 impl<I: Io> Ring<I> {
@@ -41,9 +45,17 @@ impl<I: Io> Ring<I> {
             head: 0,
             phase: true,
             taken: false,
+            released: 0,
             submission: submission_doorbell(queue, stride),
             completion: completion_doorbell(queue, stride),
+            shadow: None,
         })
+    }
+
+    /// With doorbells in memory, if its own are among them.
+    pub(super) fn shadowed(self, shadow: Option<&Arc<Shadow>>) -> Self {
+        let shadow = shadow.filter(|shadow| shadow.has(self.completion.offset - DOORBELLS)).cloned();
+        Self { shadow, ..self }
     }
 
     pub(super) const fn entries(&self) -> u16 {
@@ -61,7 +73,11 @@ impl<I: Io> Ring<I> {
             self.completions.write(at * COMPLETION_SIZE + 12, 0u32)?;
         }
         (self.tail, self.rung, self.head) = (0, 0, 0);
-        (self.phase, self.taken) = (true, false);
+        (self.phase, self.taken, self.released) = (true, false, 0);
+        if let Some(shadow) = &self.shadow {
+            shadow.clear(self.submission.offset - DOORBELLS)?;
+            shadow.clear(self.completion.offset - DOORBELLS)?;
+        }
         Ok(())
     }
 
@@ -70,10 +86,7 @@ impl<I: Io> Ring<I> {
     #[inline]
     pub(super) fn push(&mut self, command: &Command) -> Result<()> {
         let at = usize::from(self.tail) * COMMAND_SIZE;
-        let (pairs, _) = command.0.as_chunks::<2>();
-        for (index, [low, high]) in pairs.iter().enumerate() {
-            self.commands.write(at + 8 * index, u64::from(*low) | u64::from(*high) << 32)?;
-        }
+        self.commands.write_all(at, command.0)?;
         self.tail = self.after(self.tail);
         Ok(())
     }
@@ -85,7 +98,12 @@ impl<I: Io> Ring<I> {
             return Ok(());
         }
         dma_wmb();
-        self.rung = self.tail;
+        let rung = std::mem::replace(&mut self.rung, self.tail);
+        if let Some(shadow) = &self.shadow
+            && !shadow.update(self.submission.offset - DOORBELLS, rung, self.tail)?
+        {
+            return Ok(());
+        }
         self.io.write(self.submission, u32::from(self.tail))
     }
 
@@ -105,8 +123,8 @@ impl<I: Io> Ring<I> {
         // The tag, then what it stands for.
         dma_rmb();
         let at = usize::from(self.head) * COMPLETION_SIZE;
-        let dword = |index: usize| self.completions.read(at + 4 * index);
-        let completion = Completion::from_dwords(dword(0)?, dword(2)?, dword(3)?);
+        let [result, _, queue, status] = self.completions.read_all(at)?;
+        let completion = Completion::from_dwords(result, queue, status);
         self.head = self.after(self.head);
         self.phase ^= self.head == 0;
         self.taken = true;
@@ -117,6 +135,12 @@ impl<I: Io> Ring<I> {
     #[inline]
     pub(super) fn release(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.taken) {
+            return Ok(());
+        }
+        let released = std::mem::replace(&mut self.released, self.head);
+        if let Some(shadow) = &self.shadow
+            && !shadow.update(self.completion.offset - DOORBELLS, released, self.head)?
+        {
             return Ok(());
         }
         self.io.write(self.completion, u32::from(self.head))

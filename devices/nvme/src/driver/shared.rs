@@ -2,10 +2,12 @@
 //! aborted, and the controller is reset.
 
 use super::ring::Ring;
+use super::shadow::Shadow;
 use crate::command::{Command, Completion, Outcome, PAGE, admin, feature};
 use crate::registers::{ACQ, AQA, ASQ, CC, CSTS, Capabilities, Configuration, Status};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::dma::{FromDevice, Pool};
@@ -15,6 +17,8 @@ use udrv_backend::{AnyBackend, Error, Result};
 
 /// Entries of the admin queues. One command is outstanding at a time.
 const ADMIN_ENTRIES: u16 = 32;
+/// The identifier of Asynchronous Event Requests, which no other command has.
+const EVENT: u16 = u16::MAX;
 /// Longest wait for an admin command. None that is used here takes a controller long.
 const ADMIN_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest wait for a shutdown, where the controller does not say (RTD3E is 0): flash has to be written first.
@@ -27,6 +31,8 @@ pub(super) struct Shared<I: Io> {
     pub(super) pool: Pool,
     pub(super) capabilities: Capabilities,
     admin: Mutex<Admin<I>>,
+    /// Doorbells in memory, once the controller has been told of them.
+    pub(super) shadow: OnceLock<Arc<Shadow>>,
     /// How often the controller has been reset: a queue made before the last time exists no more.
     generation: AtomicU64,
 }
@@ -34,8 +40,32 @@ pub(super) struct Shared<I: Io> {
 struct Admin<I> {
     ring: Ring<I>,
     next: u16,
+    /// Commands that were given up, and may still have an entry of the queue.
+    given_up: u16,
+    /// Whether an Asynchronous Event Request is outstanding.
+    listens: bool,
+    /// Dword 0 and status of those that have been answered.
+    events: VecDeque<(u32, Outcome)>,
     /// I/O queue pairs that are asked for, after each reset.
     queues: u16,
+}
+
+impl<I: Io> Admin<I> {
+    /// The next completion that is none of an event.
+    fn pop(&mut self) -> Result<Option<Completion>> {
+        let completion = self.ring.pop()?;
+        self.ring.release()?;
+        match completion {
+            Some(Completion { id: EVENT, result, outcome, .. }) => {
+                // One that was not asked for is none.
+                if std::mem::take(&mut self.listens) {
+                    self.events.push_back((result, outcome));
+                }
+                Ok(None)
+            }
+            other => Ok(other),
+        }
+    }
 }
 
 impl<I: Io> Shared<I> {
@@ -51,9 +81,11 @@ impl<I: Io> Shared<I> {
         disable(&*io, capabilities)?;
         let ring = Ring::new(&io, &pool, 0, ADMIN_ENTRIES, capabilities.doorbell_stride())?;
         enable(&*io, capabilities, &ring)?;
-        let admin = Mutex::new(Admin { ring, next: 0, queues: 1 });
+        let admin = Admin { ring, next: 0, given_up: 0, listens: false, events: VecDeque::new(), queues: 1 };
+        let admin = Mutex::new(admin);
         let device = Arc::clone(device);
-        Ok(Self { device, io, irqs, pool, capabilities, admin, generation: AtomicU64::new(0) })
+        let (shadow, generation) = (OnceLock::new(), AtomicU64::new(0));
+        Ok(Self { device, io, irqs, pool, capabilities, admin, shadow, generation })
     }
 
     fn admin(&self) -> MutexGuard<'_, Admin<I>> {
@@ -65,7 +97,7 @@ impl<I: Io> Shared<I> {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// The error for a command that failed, or for an answer that is none.
+    /// The error for an answer that is none.
     pub(super) fn protocol(&self, found: String, expected: &str) -> Error {
         Error::Protocol { peer: self.device.info().address.clone(), found, expected: expected.into() }
     }
@@ -92,30 +124,76 @@ impl<I: Io> Shared<I> {
         if completion.outcome.is_success() {
             return Ok(completion.result);
         }
-        Err(self.protocol(format!("{} to {name}", completion.outcome), "success"))
+        Err(self.failed(name, completion.outcome))
+    }
+
+    /// The error for a command that the controller ended without success.
+    pub(super) fn failed(&self, name: &str, outcome: Outcome) -> Error {
+        Error::Status {
+            device: self.device.info().address.clone(),
+            command: name.into(),
+            status: outcome.code().into(),
+            meaning: outcome.to_string(),
+        }
+    }
+
+    /// [`Shared::execute`], unless the controller has been reset since `generation`: `false` if it has.
+    pub(super) fn execute_in_generation(&self, generation: u64, name: &str, command: Command) -> Result<bool> {
+        let mut admin = self.admin();
+        if self.generation() != generation {
+            return Ok(false);
+        }
+        let completion = self.complete_by(&mut admin, name, command)?;
+        self.succeeded(name, completion).map(|_| true)
     }
 
     fn complete(&self, name: &str, command: Command) -> Result<Completion> {
         self.complete_by(&mut self.admin(), name, command)
     }
 
-    fn complete_by(&self, Admin { ring, next, .. }: &mut Admin<I>, name: &str, command: Command) -> Result<Completion> {
-        let id = *next;
-        *next = next.wrapping_add(1);
-        ring.push(&command.identified(id))?;
-        ring.ring()?;
+    fn complete_by(&self, admin: &mut Admin<I>, name: &str, command: Command) -> Result<Completion> {
+        if admin.given_up > ADMIN_ENTRIES / 2 {
+            return Err(Error::Unavailable {
+                device: self.device.info().address.clone(),
+                why: format!("{} admin commands have not ended", admin.given_up),
+                advice: "reset the controller".into(),
+            });
+        }
+        let id = admin.next;
+        admin.next = if id + 1 == EVENT { 0 } else { id + 1 };
+        admin.ring.push(&command.identified(id))?;
+        admin.ring.ring()?;
         let mut found = None;
         let ended = Deadline::after(ADMIN_PATIENCE).poll(&format!("the completion of {name}"), || {
             // One of a command that was given up is passed over.
-            found = ring.pop()?.filter(|completion| completion.id == id);
-            ring.release()?;
+            found = admin.pop()?.filter(|completion| completion.id == id);
             Ok(found.is_some())
         });
         if let Err(error) = ended {
+            admin.given_up += 1;
             self.check_alive()?;
             return Err(error);
         }
         found.ok_or_else(|| self.protocol("nothing".into(), "a completion"))
+    }
+
+    /// What an Asynchronous Event Request (5.2) was answered with, if one was; Dword 0. One is outstanding from the first
+    /// call on.
+    pub(super) fn next_event(&self) -> Result<Option<u32>> {
+        let mut admin = self.admin();
+        while admin.listens && admin.ring.has_completion()? {
+            admin.pop()?;
+        }
+        if !admin.listens {
+            admin.ring.push(&Command::new(admin::ASYNCHRONOUS_EVENT_REQUEST, 0).identified(EVENT))?;
+            admin.ring.ring()?;
+            admin.listens = true;
+        }
+        match admin.events.pop_front() {
+            None => Ok(None),
+            Some((event, outcome)) if outcome.is_success() => Ok(Some(event)),
+            Some((_, outcome)) => Err(self.failed("Asynchronous Event Request", outcome)),
+        }
     }
 
     /// Whether the device is there: one that is not reads as all ones.
@@ -146,8 +224,28 @@ impl<I: Io> Shared<I> {
         // Only now is the controller done with everybody's memory.
         self.generation.store(seen + 1, Ordering::Release);
         admin.ring.clear()?;
+        (admin.given_up, admin.listens) = (0, false);
         enable(&*self.io, self.capabilities, &admin.ring)?;
+        if let Some(shadow) = self.shadow.get() {
+            self.configure_doorbells(&mut admin, shadow)?;
+        }
         self.allocate_queues(&mut admin).map(drop)
+    }
+
+    /// I/O queues that are made from now on have their doorbells in memory.
+    pub(super) fn use_shadow_doorbells(&self) -> Result<()> {
+        let shadow = Shadow::new(&self.pool)?;
+        self.configure_doorbells(&mut self.admin(), &shadow)?;
+        self.shadow.get_or_init(|| Arc::new(shadow));
+        Ok(())
+    }
+
+    /// Doorbell Buffer Config (5.7), which a reset undoes.
+    fn configure_doorbells(&self, admin: &mut Admin<I>, shadow: &Shadow) -> Result<()> {
+        let name = "Doorbell Buffer Config";
+        let command = Command::new(admin::DOORBELL_BUFFER_CONFIG, 0).data(shadow.addresses());
+        let completion = self.complete_by(admin, name, command)?;
+        self.succeeded(name, completion).map(drop)
     }
 
     /// Number of Queues (5.21.1.7): how many of `wanted` I/O queue pairs the controller gives, now and after each reset.
@@ -204,7 +302,11 @@ fn enable<I: Io>(io: &I, capabilities: Capabilities, ring: &Ring<I>) -> Result<(
 
 fn wait_for_ready(io: &impl Io, capabilities: Capabilities, ready: bool) -> Result<()> {
     let what = format!("CSTS.RDY going to {}, by CAP.TO,", u8::from(ready));
-    Deadline::after(capabilities.timeout()).poll(&what, || Ok(io.read(CSTS)?.contains(Status::READY) == ready))
+    Deadline::after(capabilities.timeout()).poll(&what, || {
+        let status = io.read(CSTS)?;
+        // A device that has vanished reads as all ones, which would be ready.
+        Ok(status.bits() != u32::MAX && status.contains(Status::READY) == ready)
+    })
 }
 
 /// What a queue answers for a command that a reset ended.

@@ -8,6 +8,14 @@ use udrv_backend::{RegionIndex, Result};
 /// What to do with the controller.
 pub type Job = Box<dyn FnOnce(&mut Controller, &Context) -> Result<()> + Send>;
 
+/// What a [`Task`] is given.
+pub struct Work {
+    /// I/O queue pairs that the controller is asked for.
+    pub queues: u16,
+    /// What is done with them.
+    pub job: Job,
+}
+
 /// One job on one controller.
 pub struct Task {
     controller: Controller,
@@ -15,12 +23,12 @@ pub struct Task {
 }
 
 impl Driver for Task {
-    type Config = Job;
+    type Config = Work;
 
-    fn probe(context: &Context, job: Job) -> Result<Self> {
+    fn probe(context: &Context, work: Work) -> Result<Self> {
         let window = Window::<REGISTERS>::open(&context.device, RegionIndex::BAR0)?;
-        let controller = Controller::attach(&context.device, window, &context.irqs, 1)?;
-        Ok(Self { controller, job: Some(job) })
+        let controller = Controller::attach(&context.device, window, &context.irqs, work.queues)?;
+        Ok(Self { controller, job: Some(work.job) })
     }
 
     fn run(&mut self, context: &Context) -> Result<()> {

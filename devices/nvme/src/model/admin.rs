@@ -9,7 +9,7 @@ pub(super) const ERROR_ENTRIES: usize = 16;
 /// MDTS: 2⁷ pages, 512 KiB.
 const MAX_TRANSFER_POWER: u8 = 7;
 /// Asynchronous Event Requests that wait at a time, less one (AERL).
-const LAST_EVENT: u8 = 3;
+pub(super) const LAST_EVENT: u8 = 3;
 
 /// How a command ended, with its Dword 0.
 type Ended = Result<u32, Outcome>;
@@ -27,7 +27,11 @@ impl NvmeModel {
             admin::SET_FEATURES => self.set_feature(command),
             admin::GET_FEATURES => self.feature(command),
             admin::ABORT => Ok(self.abort(command, bus)),
-            admin::ASYNCHRONOUS_EVENT_REQUEST => return None,
+            admin::DOORBELL_BUFFER_CONFIG => self.configure_doorbells(command),
+            admin::ASYNCHRONOUS_EVENT_REQUEST => match self.events.request(command.id()) {
+                Ok(()) => return None,
+                Err(outcome) => Err(outcome),
+            },
             _ => Err(Outcome::INVALID_OPCODE),
         };
         Some(match ended {
@@ -75,6 +79,8 @@ impl NvmeModel {
         put(page, 80, &(REVISION_1_4 as u32).to_le_bytes());
         // CNTRLTYPE: an I/O controller.
         put(page, 111, &[1]);
+        // OACS: Doorbell Buffer Config.
+        put(page, 256, &(1u16 << 8).to_le_bytes());
         // ACL, AERL; FRMW: one slot that is read only; ELPE.
         put(page, 258, &[3, LAST_EVENT, 0b0011, 0, ERROR_ENTRIES as u8 - 1]);
         // WCTEMP and CCTEMP, kelvin.
@@ -90,7 +96,7 @@ impl NvmeModel {
         put(page, 768, b"nqn.2014-08.org.nvmexpress:uuid:6f1d1d1d-0000-4000-8000-756472760001");
     }
 
-    fn log_page(&self, command: &Command, bus: &Bus<'_>) -> Ended {
+    fn log_page(&mut self, command: &Command, bus: &Bus<'_>) -> Ended {
         let length = 4 * (u64::from(command.0[10] >> 16) | u64::from(command.0[11] & 0xffff) << 16) + 4;
         let offset = u64::from(command.0[12]) | u64::from(command.0[13]) << 32;
         let page = match command.0[10] as u8 {
@@ -108,7 +114,12 @@ impl NvmeModel {
         let mut answer = vec![0; length as usize];
         let known = part.len().min(answer.len());
         put(&mut answer, 0, part.get(..known).unwrap_or_default());
-        prp::send(command.prps(), &answer, bus).map(|()| 0)
+        prp::send(command.prps(), &answer, bus)?;
+        // Retain Asynchronous Event.
+        if command.0[10] & 1 << 15 == 0 {
+            self.events.read(command.0[10] as u8);
+        }
+        Ok(0)
     }
 
     /// Figure 193.
@@ -183,6 +194,16 @@ impl NvmeModel {
             return Err(Outcome::INVALID_QUEUE_IDENTIFIER);
         }
         self.queues.remove_completion(id).map(|()| 0)
+    }
+
+    /// Both buffers are a page.
+    fn configure_doorbells(&mut self, command: &Command) -> Ended {
+        let [doorbells, events] = command.prps();
+        if doorbells == 0 || events == 0 || !doorbells.is_multiple_of(PAGE) || !events.is_multiple_of(PAGE) {
+            return Err(Outcome::INVALID_FIELD);
+        }
+        self.queues.shadow = Some((doorbells, events));
+        Ok(0)
     }
 
     fn set_feature(&mut self, command: &Command) -> Ended {

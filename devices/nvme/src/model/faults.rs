@@ -51,6 +51,11 @@ impl Faults {
         place.map(|at| held.swap_remove(at)).is_some()
     }
 
+    /// Forgets all that is held: the controller is reset.
+    pub(super) fn forget_all(&self) {
+        self.state().held.clear();
+    }
+
     /// Forgets what is held in a queue that goes.
     pub(super) fn forget(&self, queue: u16) {
         self.state().held.retain(|(of, _)| *of != queue);

@@ -4,6 +4,7 @@
 //! rely on that.
 
 mod admin;
+mod events;
 mod faults;
 mod namespace;
 mod nvm;
@@ -15,6 +16,7 @@ pub use namespace::Backing;
 
 use crate::command::Outcome;
 use crate::registers::{ACQ, AQA, ASQ, CAP, CC, CLASS, CSTS, Configuration, DOORBELLS, INTMC, INTMS, Status, VS};
+use events::Events;
 use queues::Queues;
 use std::sync::Arc;
 use udrv_backend::{Result, Width};
@@ -65,6 +67,7 @@ pub struct NvmeModel {
     completion_base: u64,
     // state
     queues: Queues,
+    events: Events,
     write_cache: bool,
     counters: Counters,
     failures: Vec<Failure>,
@@ -94,6 +97,7 @@ impl NvmeModel {
             submission_base: 0,
             completion_base: 0,
             queues: Queues::new(usize::from(IO_QUEUES) + 1),
+            events: Events::default(),
             write_cache: true,
             counters: Counters::default(),
             failures: Vec::new(),
@@ -113,6 +117,8 @@ impl NvmeModel {
             }
             (true, false) => {
                 self.queues.clear();
+                self.events = Events::default();
+                self.faults.forget_all();
                 self.write_cache = true;
                 self.status = Status::empty();
             }
@@ -162,15 +168,24 @@ impl NvmeModel {
         }
     }
 
-    /// Writes a doorbell (3.1.24, 3.1.25). One of no queue, or with a value beyond it, changes nothing.
+    /// Writes a doorbell (3.1.24, 3.1.25). One of no queue, or with a value beyond it, is reported and changes nothing.
     fn ring(&mut self, index: u64, value: u32, bus: &Bus<'_>) {
         let queue = (index / 2) as u16;
-        if index.is_multiple_of(2) {
-            self.queues.set_tail(queue, value);
+        let entries = if index.is_multiple_of(2) {
+            self.queues.set_tail(queue, value)
         } else {
-            self.queues.set_head(queue, value);
+            self.queues.set_head(queue, value)
+        };
+        match entries {
+            None => self.events.add(events::INVALID_DOORBELL),
+            Some(entries) if value >= entries => self.events.add(events::INVALID_DOORBELL_VALUE),
+            Some(_) => {}
         }
+        self.queues.look(queue, bus);
         self.work(bus);
+        if self.status == Status::READY {
+            self.report(bus);
+        }
     }
 
     /// Processes commands until there are none, or their completion queues are full. Each ends in one completion, or is held.
@@ -186,7 +201,7 @@ impl NvmeModel {
                 continue;
             }
             let ended = if queue == 0 { self.administer(&command, bus) } else { self.transfer(queue, &command, bus) };
-            // An Asynchronous Event Request waits for an event, of which there is none.
+            // An Asynchronous Event Request waits for an event.
             let Some((outcome, result)) = ended else { continue };
             if !self.queues.complete(queue, command.id(), outcome, result, bus) {
                 self.status |= Status::FATAL;
@@ -252,6 +267,8 @@ impl DeviceModel for NvmeModel {
 
     fn reset(&mut self) {
         self.queues.clear();
+        self.events = Events::default();
+        self.faults.forget_all();
         self.mask = 0;
         self.configuration = Configuration::empty();
         self.status = Status::empty();

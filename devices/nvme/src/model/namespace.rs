@@ -1,9 +1,13 @@
 //! Where a namespace's blocks are.
 
+use nix::fcntl::{FallocateFlags, fallocate};
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use udrv_backend::{Error, Result};
 use udrv_model::device_memory;
+
+/// What a write of zeros writes at a time, bytes.
+const ZEROS: &[u8] = &[0; 65_536];
 
 /// The blocks of one namespace: a file, or memory.
 pub struct Backing {
@@ -48,6 +52,24 @@ impl Backing {
 
     pub(super) fn write(&self, offset: u64, from: &[u8]) -> std::io::Result<()> {
         self.file.write_all_at(from, offset)
+    }
+
+    /// Makes bytes read as zeros. Where the file can have a hole there it gets one, which takes no time however long it is.
+    pub(super) fn zero(&self, offset: u64, length: u64) -> std::io::Result<()> {
+        let hole = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let whole = [offset, length].map(i64::try_from);
+        if let [Ok(offset), Ok(length)] = whole
+            && fallocate(&self.file, hole, offset, length).is_ok()
+        {
+            return Ok(());
+        }
+        let mut at = offset;
+        while at < offset + length {
+            let part = (offset + length - at).min(ZEROS.len() as u64);
+            self.write(at, ZEROS.get(..part as usize).unwrap_or_default())?;
+            at += part;
+        }
+        Ok(())
     }
 
     pub(super) fn flush(&self) -> std::io::Result<()> {

@@ -4,9 +4,6 @@ use super::{Backing, NvmeModel, prp};
 use crate::command::{ALL_NAMESPACES, Command, Outcome, nvm};
 use udrv_model::Bus;
 
-/// What a write of zeros writes at a time, bytes.
-const ZEROS: &[u8] = &[0; 65_536];
-
 impl NvmeModel {
     pub(super) fn namespace(&self, id: u32) -> Option<&Backing> {
         self.namespaces.get((id as usize).checked_sub(1)?)
@@ -41,6 +38,9 @@ impl NvmeModel {
                 let (offset, length) = place(backing, command)?;
                 let data = prp::fetch(command.prps(), length, bus)?;
                 backing.write(offset, &data).map_err(|_| Outcome::INTERNAL_ERROR)?;
+                if command.0[12] & nvm::FORCE_UNIT_ACCESS != 0 {
+                    backing.flush().map_err(|_| Outcome::INTERNAL_ERROR)?;
+                }
                 self.counters.written += length / 512;
                 self.counters.writes += 1;
             }
@@ -73,16 +73,8 @@ fn place(backing: &Backing, command: &Command) -> Result<(u64, u64), Outcome> {
 }
 
 fn zero(backing: &Backing, lba: u64, blocks: u64) -> Result<(), Outcome> {
-    let mut at = backing.offset(lba, blocks).ok_or(Outcome::LBA_OUT_OF_RANGE)?;
-    let mut left = blocks * backing.block_size;
-    while left > 0 {
-        let part = left.min(ZEROS.len() as u64);
-        let zeros = ZEROS.get(..part as usize).unwrap_or_default();
-        backing.write(at, zeros).map_err(|_| Outcome::INTERNAL_ERROR)?;
-        at += part;
-        left -= part;
-    }
-    Ok(())
+    let at = backing.offset(lba, blocks).ok_or(Outcome::LBA_OUT_OF_RANGE)?;
+    backing.zero(at, blocks * backing.block_size).map_err(|_| Outcome::INTERNAL_ERROR)
 }
 
 /// Dataset Management: what may be deallocated is (6.7.1), and reads as zeros from then on.
@@ -94,6 +86,10 @@ fn deallocate(backing: &Backing, command: &Command, bus: &Bus<'_>) -> Result<(),
         return Ok(());
     }
     for range in list.as_chunks::<16>().0 {
+        // A range of no blocks is none.
+        if number(&range[4..8]) == 0 {
+            continue;
+        }
         zero(backing, number(&range[8..]), number(&range[4..8]))?;
     }
     Ok(())

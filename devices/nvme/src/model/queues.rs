@@ -1,6 +1,6 @@
 //! Submission and completion queues (4.1): where commands come from and completions go, and what is signalled for them.
 
-use crate::command::{COMMAND_SIZE, COMPLETION_SIZE, Command, Completion, Outcome};
+use crate::command::{COMMAND_SIZE, COMPLETION_SIZE, Command, Completion, Outcome, PAGE};
 use std::collections::BTreeMap;
 use udrv_model::Bus;
 
@@ -32,18 +32,21 @@ impl CompletionQueue {
 pub(super) struct Queues {
     submission: BTreeMap<u16, Submission>,
     completion: BTreeMap<u16, CompletionQueue>,
+    /// Bus addresses of the shadow doorbells and of the event indices, once the driver has given them.
+    pub(super) shadow: Option<(u64, u64)>,
     /// Messages each vector has sent.
     sent: Vec<u64>,
 }
 
 impl Queues {
     pub(super) fn new(vectors: usize) -> Self {
-        Self { submission: BTreeMap::new(), completion: BTreeMap::new(), sent: vec![0; vectors] }
+        Self { submission: BTreeMap::new(), completion: BTreeMap::new(), shadow: None, sent: vec![0; vectors] }
     }
 
     pub(super) fn clear(&mut self) {
         self.submission.clear();
         self.completion.clear();
+        self.shadow = None;
     }
 
     pub(super) fn open_admin(&mut self, commands: u64, entries: u32, completions: u64, completion_entries: u32) {
@@ -81,16 +84,55 @@ impl Queues {
         self.completion.remove(&id).map(drop).ok_or(Outcome::INVALID_QUEUE_IDENTIFIER)
     }
 
-    pub(super) fn set_tail(&mut self, id: u16, value: u32) {
-        if let Some(queue) = self.submission.get_mut(&id).filter(|queue| value < queue.entries) {
+    /// The queue's entries, if there is one; a value beyond them changes nothing.
+    pub(super) fn set_tail(&mut self, id: u16, value: u32) -> Option<u32> {
+        let queue = self.submission.get_mut(&id)?;
+        if value < queue.entries {
             queue.tail = value;
+        }
+        Some(queue.entries)
+    }
+
+    /// As [`Queues::set_tail`].
+    pub(super) fn set_head(&mut self, id: u16, value: u32) -> Option<u32> {
+        let queue = self.completion.get_mut(&id)?;
+        if value < queue.entries {
+            queue.head = value;
+        }
+        Some(queue.entries)
+    }
+
+    /// Takes the shadow doorbells of an I/O queue pair for its doorbells, and asks for the next write of either: no time
+    /// passes in this model, so that it is never at work when one comes.
+    pub(super) fn look(&mut self, id: u16, bus: &Bus<'_>) {
+        let Some((doorbells, events)) = self.shadow.filter(|_| id != 0) else { return };
+        for (index, is_tail) in [(2 * u64::from(id), true), (2 * u64::from(id) + 1, false)] {
+            let at = 4 * index;
+            if at + 4 > PAGE {
+                continue;
+            }
+            let (mut bytes, mut before) = ([0; 4], None);
+            // Looked at again after its event index was written, until it has not moved; a few times, whoever moves it.
+            for _ in 0..4 {
+                if bus.read(doorbells + at, &mut bytes).is_err() || before == Some(bytes) {
+                    break;
+                }
+                if bus.write(events + at, &bytes).is_err() {
+                    return;
+                }
+                before = Some(bytes);
+            }
+            if before.is_none() {
+                return;
+            }
+            let value = u32::from_le_bytes(bytes);
+            let _entries = if is_tail { self.set_tail(id, value) } else { self.set_head(id, value) };
         }
     }
 
-    pub(super) fn set_head(&mut self, id: u16, value: u32) {
-        if let Some(queue) = self.completion.get_mut(&id).filter(|queue| value < queue.entries) {
-            queue.head = value;
-        }
+    /// Whether a completion queue is there and not full.
+    pub(super) fn has_room(&self, id: u16) -> bool {
+        self.completion.get(&id).is_some_and(|queue| !queue.is_full())
     }
 
     /// The next command of the first queue that has one and room for its completion. `None` for the command if it cannot

@@ -6,7 +6,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, setrlimit};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
-use udrv::dma::{FromDevice, ToDevice};
+use udrv::dma::{FromDevice, Pool, ToDevice};
 use udrv::irq::{Delivery, IrqDomain};
 use udrv::mmio::Window;
 use udrv_backend::{AnyBackend, Backend as _, Dma, DmaAccess, DmaMap, Error, IrqIndex};
@@ -126,5 +126,39 @@ pub fn fault(bdf: Bdf) -> Result<()> {
     into_device(0x77)?;
     ensure!(in_device()? == [0x77; LENGTH], "after the faults, a transfer that is allowed did not arrive");
     ensure!(edu.factorial(5)? == 120, "after the faults, the factorial");
+    Ok(())
+}
+
+/// Large buffers, with three huge pages reserved: the first is in two of them, the second, for which one is too few, in ordinary
+/// ones; the device reaches the beginning and the end of both.
+pub fn huge_pages(bdf: Bdf) -> Result<()> {
+    let device: AnyBackend = Arc::new(open(bdf)?);
+    let irqs = IrqDomain::new(Delivery::Thread)?;
+    let edu: Edu = Edu::attach(&device, Window::open(&device, BAR0)?, &irqs, IrqIndex::MSI)?;
+    const HUGE: u64 = 2 << 20;
+    const SIZE: usize = 4 << 20;
+    const LENGTH: usize = 256;
+    let pool = Pool::new(Arc::clone(&device), 4 * SIZE, 64)?;
+    let mut buffers = [pool.alloc::<ToDevice>(SIZE)?, pool.alloc::<ToDevice>(SIZE)?];
+    let huge = buffers.each_ref().map(|buffer| buffer.is_huge());
+    ensure!(huge == [true, false], "in huge pages: {huge:?}");
+    ensure!(
+        buffers[0].iova().is_multiple_of(HUGE),
+        "bus address {:#x} is in the middle of a huge page",
+        buffers[0].iova()
+    );
+
+    for (number, buffer) in (1u8..).zip(&mut buffers) {
+        for (part, offset) in (1u8..).zip([0, SIZE / 2 - LENGTH, SIZE - LENGTH]) {
+            let bytes = [number << 4 | part; LENGTH];
+            buffer.write(offset, &bytes)?;
+            let from = buffer.iova() + offset as u64;
+            edu.transfer(from, BUFFER_OFFSET, LENGTH as u64, DmaCommand::START | DmaCommand::IRQ)?;
+            let mut arrived = [0; LENGTH];
+            edu.copy_from_device(edu.pool().alloc::<FromDevice>(LENGTH)?)?.read(0, &mut arrived)?;
+            ensure!(arrived == bytes, "buffer {number} at {offset:#x}: {:#x} arrived", arrived[0]);
+        }
+        println!("{} bytes at {:#x}, huge pages: {}", buffer.len(), buffer.iova(), buffer.is_huge());
+    }
     Ok(())
 }

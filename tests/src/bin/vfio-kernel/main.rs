@@ -29,6 +29,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("dma", dma::bookkeeping),
     ("memlock", dma::memlock),
     ("fault", dma::fault),
+    ("huge-pages", dma::huge_pages),
     ("speed", speed::registers),
 ];
 

@@ -1,11 +1,16 @@
 //! USB: `udrv usb list`, and the addresses of USB devices.
 
+pub mod audio;
 pub mod keyboard;
 mod list;
 mod orderly_end;
+pub mod serial;
 pub mod storage;
 
+pub use orderly_end::conclude;
+
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::sync::Arc;
 use udrv_usb::Device;
 use udrv_usb::faults::{FaultPlan, Faulty};
@@ -54,8 +59,22 @@ impl DeviceArgs {
     /// To be called before any thread is started, so that none but the one that waits for them gets these signals.
     pub fn open(&self) -> Result<Device> {
         let signals = orderly_end::block()?;
-        let mut device = open(&self.device)?;
+        let device = open(&self.device)?;
         orderly_end::give_back_on(signals, device.backend())?;
+        self.surround(device)
+    }
+
+    /// Opens it for a driver that ends on SIGINT and SIGTERM by itself: it is told of them by the descriptor.
+    ///
+    /// To be called before any thread is started, too.
+    pub fn open_until_signal(&self) -> Result<(Device, SignalFd)> {
+        let signals = orderly_end::block()?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&signals, flags).context("cannot wait for signals")?;
+        Ok((self.surround(open(&self.device)?)?, signals))
+    }
+
+    fn surround(&self, mut device: Device) -> Result<Device> {
         if let Some(plan) = &self.faults {
             device = Device::new(Arc::new(Faulty::new(Arc::clone(device.backend()), plan.clone())?))?;
         }
@@ -89,6 +108,12 @@ fn open(address: &str) -> Result<Device> {
             let keyboard = udrv_usb_keyboard::model::Keyboard::default();
             Ok(Device::new(Arc::new(Software::new(address, keyboard)?))?)
         }
-        other => bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE] or model:usb-keyboard"),
+        "cdc-acm" => Ok(Device::new(Arc::new(Software::new(address, udrv_usb_serial::model::CdcAcm::echoing())?))?),
+        "ftdi" => Ok(Device::new(Arc::new(Software::new(address, udrv_usb_serial::model::Ftdi::echoing())?))?),
+        "usb-audio" => Ok(Device::new(Arc::new(Software::new(address, udrv_usb_audio::model::Sound::default())?))?),
+        other => bail!(
+            "no USB model is called `{other}`: expected model:usb-storage[:IMAGE], model:usb-keyboard, model:cdc-acm, model:ftdi or \
+             model:usb-audio"
+        ),
     }
 }

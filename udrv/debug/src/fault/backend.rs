@@ -1,32 +1,28 @@
 //! A device with what its plan says wrong.
 
 use super::{Fault, FaultPlan};
-use crate::relay::{Fate, Relay};
+use crate::around::{Around, Call, Device, Layer, Signal};
+use crate::relay::Fate;
 use crate::watch::Watch;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use udrv_backend::{
-    Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqIndex, IrqInfo, RegionFlags, RegionIndex, RegionInfo, Reset,
-    Result, Trigger, Width,
-};
+use udrv_backend::{Backend, Error, IrqIndex, RegionIndex, Result, Width};
 
 /// A backend with faults. Without any it is as good as the one it is around, except that its regions cannot be mapped.
-pub struct Faulty<B> {
-    /// Dropped before the device, so that no signal of a device that is closed is passed on.
-    relay: Relay,
-    shared: Arc<Shared>,
-    inner: B,
-}
+pub type Faulty<B> = Around<B, Faults>;
 
-struct Shared {
+/// What a [`Faulty`] does to what passes through it, and how far its plan has come.
+pub struct Faults {
     plan: FaultPlan,
     accesses: AtomicU64,
     interrupts: AtomicU64,
     mappings: AtomicU64,
     gone: AtomicBool,
     memory: Mutex<Watch>,
+    /// How often registers were written whose writes are lost.
+    writes: Mutex<BTreeMap<(u32, u64), u64>>,
     /// What registers that never become ready read as.
     frozen: Mutex<BTreeMap<(u32, u64), u64>>,
 }
@@ -41,64 +37,17 @@ impl<B: Backend> Faulty<B> {
     /// # Errors
     /// [`Error::Os`] if the thread that passes interrupts on cannot be started.
     pub fn new(inner: B, plan: FaultPlan) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let faults = Faults {
             plan,
             accesses: AtomicU64::new(0),
             interrupts: AtomicU64::new(0),
             mappings: AtomicU64::new(0),
             gone: AtomicBool::new(false),
             memory: Mutex::default(),
+            writes: Mutex::default(),
             frozen: Mutex::default(),
-        });
-        let judge = Arc::clone(&shared);
-        let relay = Relay::new(Box::new(move |_, _, _| judge.interrupt()))?;
-        Ok(Self { relay, shared, inner })
-    }
-
-    /// Counts an access, and says whether the device is still there for it.
-    fn access(&self) -> Result<u64> {
-        let number = self.shared.accesses.fetch_add(1, Ordering::Relaxed);
-        for fault in &self.shared.plan.faults {
-            match fault {
-                Fault::Gone { at } if number >= *at => self.shared.gone.store(true, Ordering::Release),
-                Fault::Slow { by_us } => slow(Duration::from_micros(*by_us)),
-                _ => {}
-            }
-        }
-        self.here()?;
-        Ok(number)
-    }
-
-    fn here(&self) -> Result<()> {
-        if !self.shared.gone.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        Err(Error::Gone { device: self.inner.info().address.clone(), why: "its fault plan says so".into() })
-    }
-
-    fn after(&self, number: u64) {
-        let spurious =
-            |fault: &Fault| matches!(fault, Fault::SpuriousInterrupt { accesses } if accesses.contains(number));
-        if self.shared.plan.faults.iter().any(spurious) {
-            self.relay.signal(None);
-        }
-    }
-
-    /// Before the driver's first word to a region: what registers of that region that never become ready hold now.
-    fn freeze(&self, written: RegionIndex) {
-        for fault in &self.shared.plan.faults {
-            let Fault::NeverReady { region, offset } = fault else { continue };
-            if *region != written.0 {
-                continue;
-            }
-            let mut frozen = lock(&self.shared.frozen);
-            if frozen.contains_key(&(*region, *offset)) {
-                continue;
-            }
-            if let Ok(value) = self.inner.read(RegionIndex(*region), *offset, Width::Bits32) {
-                frozen.insert((*region, *offset), value);
-            }
-        }
+        };
+        Self::wrap(inner, faults)
     }
 }
 
@@ -107,7 +56,59 @@ fn slow(by: Duration) {
     std::thread::sleep(by);
 }
 
-impl Shared {
+impl Faults {
+    /// Counts an access, and says whether the device is still there for it.
+    fn access(&self, device: &impl Backend) -> Result<u64> {
+        let number = self.accesses.fetch_add(1, Ordering::Relaxed);
+        for fault in &self.plan.faults {
+            match fault {
+                Fault::Gone { at } if number >= *at => self.gone.store(true, Ordering::Release),
+                Fault::Slow { by_us } => slow(Duration::from_micros(*by_us)),
+                _ => {}
+            }
+        }
+        self.here(device)?;
+        Ok(number)
+    }
+
+    fn here(&self, device: &impl Backend) -> Result<()> {
+        if !self.gone.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        Err(Error::Gone { device: device.info().address.clone(), why: "its fault plan says so".into() })
+    }
+
+    fn after<B: Backend>(&self, device: &Device<'_, B>, number: u64) {
+        let spurious =
+            |fault: &Fault| matches!(fault, Fault::SpuriousInterrupt { accesses } if accesses.contains(number));
+        if self.plan.faults.iter().any(spurious) {
+            device.relay.signal(None);
+        }
+    }
+
+    /// Before the driver's first word to a region: what registers of that region that never become ready hold now.
+    fn freeze(&self, device: &impl Backend, written: RegionIndex) {
+        for fault in &self.plan.faults {
+            let Fault::NeverReady { region, offset } = fault else { continue };
+            if *region != written.0 {
+                continue;
+            }
+            let mut frozen = lock(&self.frozen);
+            if frozen.contains_key(&(*region, *offset)) {
+                continue;
+            }
+            if let Ok(value) = device.read(RegionIndex(*region), *offset, Width::Bits32) {
+                frozen.insert((*region, *offset), value);
+            }
+        }
+    }
+
+    fn map_fails(&self) -> bool {
+        let number = self.mappings.fetch_add(1, Ordering::Relaxed);
+        let fails = |fault: &Fault| matches!(fault, Fault::DmaMapFails { mappings } if mappings.contains(number));
+        self.plan.faults.iter().any(fails)
+    }
+
     fn has_dma_faults(&self) -> bool {
         self.plan.faults.iter().any(|fault| matches!(fault, Fault::ShortDma | Fault::CorruptDma))
     }
@@ -139,6 +140,20 @@ impl Shared {
                 _ => {}
             }
         }
+    }
+
+    /// Counts a write, and says whether it is lost.
+    fn loses(&self, region: RegionIndex, offset: u64) -> bool {
+        let mut lost = self.plan.faults.iter().filter_map(|fault| match fault {
+            Fault::LostWrite { region: of, offset: at, writes } if (*of, *at) == (region.0, offset) => Some(writes),
+            _ => None,
+        });
+        let Some(first) = lost.next() else { return false };
+        let mut writes = lock(&self.writes);
+        let count = writes.entry((region.0, offset)).or_default();
+        let number = *count;
+        *count += 1;
+        first.contains(number) || lost.any(|writes| writes.contains(number))
     }
 
     fn interrupt(&self) -> Fate {
@@ -180,105 +195,55 @@ impl Shared {
     }
 }
 
-impl<B: Backend> Backend for Faulty<B> {
-    fn info(&self) -> &DeviceInfo {
-        self.inner.info()
+impl Layer for Faults {
+    fn read<B: Backend>(&self, device: &Device<'_, B>, at: (RegionIndex, u64, Width)) -> Result<u64> {
+        let (region, offset, width) = at;
+        let number = self.access(device.inner)?;
+        let value = device.inner.read(region, offset, width)?;
+        self.spoil_memory();
+        self.after(device, number);
+        Ok(self.read_as(number, region, offset, width, value))
     }
-    fn region(&self, region: RegionIndex) -> Result<RegionInfo> {
-        let info = self.inner.region(region)?;
-        Ok(RegionInfo { flags: info.flags - RegionFlags::MMAP, mappable: Vec::new(), ..info })
-    }
-    fn irq(&self, index: IrqIndex) -> Result<IrqInfo> {
-        self.inner.irq(index)
-    }
-    fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64> {
-        let number = self.access()?;
-        let value = self.inner.read(region, offset, width)?;
-        self.shared.spoil_memory();
-        self.after(number);
-        Ok(self.shared.read_as(number, region, offset, width, value))
-    }
-    fn write(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> Result<()> {
-        let number = self.access()?;
-        self.freeze(region);
-        if self.shared.has_dma_faults() {
-            lock(&self.shared.memory).settle();
+
+    fn write<B: Backend>(&self, device: &Device<'_, B>, at: (RegionIndex, u64, Width), value: u64) -> Result<()> {
+        let (region, offset, width) = at;
+        let number = self.access(device.inner)?;
+        self.freeze(device.inner, region);
+        if self.has_dma_faults() {
+            lock(&self.memory).settle();
         }
-        self.inner.write(region, offset, width, value)?;
-        self.after(number);
+        if !self.loses(region, offset) {
+            device.inner.write(region, offset, width, value)?;
+        }
+        self.after(device, number);
         Ok(())
     }
-    fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
-        self.here()?;
-        self.relay.set_triggers(&self.inner, index, start, triggers)
-    }
-    fn disable_irq(&self, index: IrqIndex) -> Result<()> {
-        self.here()?;
-        self.relay.disable(&self.inner, index)
-    }
-    fn mask_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
-        self.here()?;
-        self.inner.mask_irq(index, vector)?;
-        self.relay.flush();
-        Ok(())
-    }
-    fn unmask_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
-        self.here()?;
-        self.inner.unmask_irq(index, vector)
-    }
-    fn fire_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
-        self.here()?;
-        self.inner.fire_irq(index, vector)?;
-        self.relay.flush();
-        Ok(())
-    }
-    fn dma(&self) -> Option<&dyn Dma> {
-        self.inner.dma().map(|_| self as &dyn Dma)
-    }
-    fn resettable(&self) -> Option<&dyn Reset> {
-        self.inner.resettable().map(|_| self as &dyn Reset)
-    }
-}
 
-impl<B: Backend> Faulty<B> {
-    fn inner_dma(&self) -> Result<&dyn Dma> {
-        self.inner.dma().ok_or_else(|| Error::NotSupported { what: "DMA", by: self.inner.info().address.clone() })
-    }
-}
-
-impl<B: Backend> Dma for Faulty<B> {
-    fn limits(&self) -> DmaLimits {
-        let none = DmaLimits { iova_ranges: Vec::new(), page_size: 4096, max_mappings: 0 };
-        self.inner.dma().map_or(none, Dma::limits)
-    }
-    fn map(&self, map: &DmaMap<'_>) -> Result<()> {
-        self.here()?;
-        let number = self.shared.mappings.fetch_add(1, Ordering::Relaxed);
-        let fails = |fault: &Fault| matches!(fault, Fault::DmaMapFails { mappings } if mappings.contains(number));
-        if self.shared.plan.faults.iter().any(fails) {
+    fn call<B: Backend>(
+        &self,
+        device: &Device<'_, B>,
+        call: Call<'_>,
+        make: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        self.here(device.inner)?;
+        if let Call::Map(map) = call
+            && self.map_fails()
+        {
             let doing = format!("mapping {:#x} bytes at {:#x} (a fault on purpose)", map.size, map.iova);
             return Err(Error::os(doing, nix::errno::Errno::ENOMEM));
         }
-        self.inner_dma()?.map(map)?;
-        if self.shared.has_dma_faults() {
-            lock(&self.shared.memory).map(map)?;
+        make()?;
+        match call {
+            Call::Map(map) if self.has_dma_faults() => lock(&self.memory).map(map),
+            Call::Unmap(iova, size) => {
+                lock(&self.memory).unmap(iova, size);
+                Ok(())
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
-    fn unmap(&self, iova: u64, size: u64) -> Result<()> {
-        self.here()?;
-        self.inner_dma()?.unmap(iova, size)?;
-        lock(&self.shared.memory).unmap(iova, size);
-        Ok(())
-    }
-}
 
-impl<B: Backend> Reset for Faulty<B> {
-    fn reset(&self) -> Result<()> {
-        self.here()?;
-        match self.inner.resettable() {
-            Some(reset) => reset.reset(),
-            None => Err(Error::NotSupported { what: "a reset", by: self.inner.info().address.clone() }),
-        }
+    fn signalled(&self, _: IrqIndex, _: u32, _: u64) -> Signal {
+        Signal(self.interrupt())
     }
 }

@@ -7,5 +7,5 @@
 mod backend;
 mod plan;
 
-pub use backend::Faulty;
+pub use backend::{Faults, Faulty};
 pub use plan::{Fault, FaultPlan, Span};

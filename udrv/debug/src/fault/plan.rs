@@ -111,6 +111,16 @@ pub enum Fault {
         /// Byte offset of the register.
         offset: u64,
     },
+    /// Writes of a register do not arrive. In no catalogue: which register is worth it, its driver's author knows.
+    LostWrite {
+        /// Region index.
+        region: u32,
+        /// Byte offset of the register.
+        offset: u64,
+        /// Which of its writes.
+        #[serde(default)]
+        writes: Span,
+    },
     /// Interrupts do not arrive.
     LostInterrupt {
         /// Which interrupts.
@@ -166,6 +176,9 @@ impl fmt::Display for Fault {
                 write!(f, "region {region} offset {offset:#x}: bits {ones:#x} stuck at 1, {zeros:#x} at 0")
             }
             Self::NeverReady { region, offset } => write!(f, "region {region} offset {offset:#x} never changes"),
+            Self::LostWrite { region, offset, writes } => {
+                write!(f, "region {region} offset {offset:#x}: writes lost{writes}")
+            }
             Self::LostInterrupt { interrupts } => write!(f, "interrupts lost{interrupts}"),
             Self::LateInterrupt { interrupts, by_ms } => write!(f, "interrupts {by_ms} ms late{interrupts}"),
             Self::DuplicateInterrupt { interrupts } => write!(f, "interrupts twice{interrupts}"),
@@ -287,7 +300,7 @@ fn vary(fault: &mut Fault, random: &mut Random) {
         Fault::DmaMapFails { mappings } => *mappings = Span::new(random.below(2), 1),
         Fault::Gone { at } => *at = random.below(500),
         Fault::Slow { by_us } => *by_us = 1 + random.below(200),
-        Fault::NeverReady { .. } | Fault::ShortDma | Fault::CorruptDma => {}
+        Fault::LostWrite { .. } | Fault::NeverReady { .. } | Fault::ShortDma | Fault::CorruptDma => {}
     }
 }
 

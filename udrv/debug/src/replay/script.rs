@@ -4,7 +4,7 @@ use crate::relay::Sink;
 use crate::trace::{Event, Outcome, Trace, What};
 use crate::watch::Watch;
 use std::backtrace::Backtrace;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::thread::ThreadId;
 use udrv_backend::{DmaMap, Error, IrqIndex, RegionIndex, Result, Trigger, Width};
 
@@ -54,7 +54,7 @@ pub(super) struct Script {
     done: Vec<bool>,
     /// Whether it is a read of the register that the same thread read just before in that region.
     repeats: Vec<bool>,
-    /// The first that is not done.
+    /// The first that is neither done nor a poll that may be left out.
     cursor: usize,
     /// Accesses that are not done, by recorded thread and region, in order.
     streams: BTreeMap<(u32, u32), VecDeque<usize>>,
@@ -62,6 +62,8 @@ pub(super) struct Script {
     last: HashMap<(ThreadId, u32), (Access, u64)>,
     recent: VecDeque<String>,
     triggers: BTreeMap<(u32, u32), Sink>,
+    /// Vectors that were signalled and are not armed.
+    held: BTreeSet<(u32, u32)>,
     memory: Watch,
     diverged: Option<(String, String)>,
 }
@@ -89,6 +91,7 @@ impl Script {
             last: HashMap::new(),
             recent: VecDeque::new(),
             triggers: BTreeMap::new(),
+            held: BTreeSet::new(),
             memory: Watch::default(),
             diverged: None,
         }
@@ -182,38 +185,44 @@ impl Script {
         }
     }
 
-    /// Does what the device did before the next access that is still to be made.
+    /// Does what the device did before the next access that is still to be made. Polls hold nothing up: they may be left
+    /// out.
     fn advance(&mut self) {
-        while self.done.get(self.cursor) == Some(&true) {
-            self.cursor += 1;
-        }
-        for index in self.cursor..self.events.len() {
-            if self.done.get(index) == Some(&true) {
-                continue;
-            }
-            match self.events.get(index).map(|event| &event.what) {
-                Some(What::Read { .. }) if self.repeats.get(index) == Some(&true) => continue,
-                Some(What::Irq { index, vector, count }) => match self.triggers.get(&(index.0, *vector)) {
-                    Some(sink) => sink.signal(*count),
-                    None => return,
-                },
-                Some(What::Data { iova, bytes }) => {
+        while let Some(event) = self.events.get(self.cursor) {
+            let done = [&self.done, &self.repeats].iter().any(|which| which.get(self.cursor) == Some(&true));
+            match &event.what {
+                _ if done => {}
+                What::Irq { index, vector, count } => {
+                    let vector = (index.0, *vector);
+                    match self.triggers.get(&vector) {
+                        Some(sink) => sink.signal(*count),
+                        // For when it is armed: the driver may do that later than then.
+                        None => drop(self.held.insert(vector)),
+                    }
+                }
+                What::Data { iova, bytes } => {
                     // Memory that the driver has taken back by now is not missed.
                     let _unmapped = self.memory.write(*iova, bytes);
                 }
-                Some(What::Read { .. } | What::Write { .. } | What::Map { .. }) | None => return,
-                Some(_) => {}
+                What::Read { .. } | What::Write { .. } | What::Map { .. } => return,
+                _ => {}
             }
-            self.finish(index);
+            self.cursor += 1;
         }
     }
 
     pub(super) fn arm(&mut self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
         let sinks: Vec<_> = triggers.iter().map(|trigger| trigger.map(Sink::new).transpose()).collect::<Result<_>>()?;
         for (vector, sink) in (start..).zip(sinks) {
+            let vector = (index.0, vector);
             match sink {
-                Some(sink) => self.triggers.insert((index.0, vector), sink),
-                None => self.triggers.remove(&(index.0, vector)),
+                Some(sink) => {
+                    if self.held.remove(&vector) {
+                        sink.signal(1);
+                    }
+                    self.triggers.insert(vector, sink)
+                }
+                None => self.triggers.remove(&vector),
             };
         }
         self.advance();

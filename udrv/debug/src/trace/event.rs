@@ -103,6 +103,48 @@ pub enum What {
     },
     /// The device was reset.
     Reset,
+    /// A thread turned interrupts off.
+    SectionBegin {
+        /// The interrupt domain, a number of no other meaning.
+        domain: u64,
+        /// The source line that did.
+        line: u64,
+    },
+    /// It turned them on again.
+    SectionEnd {
+        /// The interrupt domain.
+        domain: u64,
+    },
+    /// The handlers of a vector began to run.
+    HandlerBegin {
+        /// Kind of interrupt.
+        index: IrqIndex,
+        /// Its vector.
+        vector: u32,
+    },
+    /// They have run.
+    HandlerEnd {
+        /// Kind of interrupt.
+        index: IrqIndex,
+        /// Its vector.
+        vector: u32,
+        /// Whether it was for one of them.
+        handled: bool,
+    },
+    /// A buffer became the device's.
+    Lend {
+        /// Bus address.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// It is the driver's again.
+    Return {
+        /// Bus address.
+        iova: u64,
+        /// Bytes.
+        size: u64,
+    },
     /// A thread that had not been seen before.
     Thread {
         /// Its name, as far as the kernel keeps it.
@@ -139,6 +181,14 @@ pub(crate) enum Tag {
     Data = 10,
     Reset = 11,
     Thread = 12,
+    SectionBegin = 13,
+    SectionEnd = 14,
+    HandlerBegin = 15,
+    HandlerEnd = 16,
+    /// Two clocks at one moment: the event's time, and nanoseconds from the start. Never seen outside the file.
+    Clock = 17,
+    Lend = 18,
+    Return = 19,
 }
 
 /// Second word: tag, index, width or length in bytes, outcome, thread, lowest first.
@@ -149,6 +199,66 @@ pub(crate) const fn head(tag: Tag, index: u32, bytes: u64, thread: u32) -> u64 {
 /// Added to the second word when the call has ended.
 pub(crate) const DONE: u64 = 1 << 24;
 pub(crate) const FAILED: u64 = 2 << 24;
+
+/// Text of a file, which is shown on terminals, without what they would take for commands.
+pub(crate) fn printable(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
+}
+
+impl What {
+    /// The words of [`unpack`], without the thread: the inverse, for recordings that are made of others.
+    pub(crate) fn pack(&self) -> (u64, u64, u64) {
+        let of = |tag, index, bytes, a, b| (head(tag, index, bytes, 0), a, b);
+        let ended = |(head, a, b): (u64, u64, u64), outcome: Outcome| match outcome {
+            Outcome::Unfinished => (head, a, b),
+            Outcome::Done => (head | DONE, a, b),
+            Outcome::Failed(errno) => (head | FAILED, a, errno as u64),
+        };
+        let done = |words| ended(words, Outcome::Done);
+        match self {
+            Self::Read { region, offset, width, value, outcome } => {
+                ended(of(Tag::Read, region.0, width.bytes(), *offset, *value), *outcome)
+            }
+            Self::Write { region, offset, width, value, outcome } => {
+                ended(of(Tag::Write, region.0, width.bytes(), *offset, *value), *outcome)
+            }
+            Self::Irq { index, vector, count } => done(of(Tag::Irq, index.0, 0, (*vector).into(), *count)),
+            Self::Arm { index, start, count } => done(of(Tag::Arm, index.0, 0, (*start).into(), *count)),
+            Self::Disarm { index } => done(of(Tag::Disarm, index.0, 0, 0, 0)),
+            Self::Mask { index, vector, masked } => {
+                done(of(if *masked { Tag::Mask } else { Tag::Unmask }, index.0, 0, (*vector).into(), 0))
+            }
+            Self::Map { iova, size, outcome } => ended(of(Tag::Map, 0, 0, *iova, *size), *outcome),
+            Self::Unmap { iova, size } => done(of(Tag::Unmap, 0, 0, *iova, *size)),
+            Self::Data { iova, bytes } => {
+                let mut word = [0; 8];
+                word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                done(of(Tag::Data, 0, bytes.len().min(8) as u64, *iova, u64::from_le_bytes(word)))
+            }
+            Self::Reset => done(of(Tag::Reset, 0, 0, 0, 0)),
+            Self::SectionBegin { domain, line } => done(of(Tag::SectionBegin, 0, 0, *domain, *line)),
+            Self::SectionEnd { domain } => done(of(Tag::SectionEnd, 0, 0, *domain, 0)),
+            Self::HandlerBegin { index, vector } => done(of(Tag::HandlerBegin, index.0, 0, (*vector).into(), 0)),
+            Self::HandlerEnd { index, vector, handled } => {
+                done(of(Tag::HandlerEnd, index.0, 0, (*vector).into(), (*handled).into()))
+            }
+            Self::Lend { iova, size } => done(of(Tag::Lend, 0, 0, *iova, *size)),
+            Self::Return { iova, size } => done(of(Tag::Return, 0, 0, *iova, *size)),
+            Self::Thread { name } => {
+                let (a, b) = name_words(name);
+                done(of(Tag::Thread, 0, 16, a, b))
+            }
+        }
+    }
+}
+
+/// As much of a thread's name as two words hold: what the kernel keeps of it, and one byte.
+pub(crate) fn name_words(name: &str) -> (u64, u64) {
+    let mut bytes = [0; 16];
+    bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+    let words = u128::from_le_bytes(bytes);
+    (words as u64, (words >> 64) as u64)
+}
 
 /// From the file's words; `None` if they are of no event that this version knows.
 pub(crate) fn unpack(number: u64, words: [u64; WORDS]) -> Option<Event> {
@@ -181,9 +291,14 @@ pub(crate) fn unpack(number: u64, words: [u64; WORDS]) -> Option<Event> {
         11 => What::Reset,
         12 => {
             let name = [a.to_le_bytes(), b.to_le_bytes()].concat();
-            let name = String::from_utf8_lossy(&name);
-            What::Thread { name: name.trim_end_matches('\0').to_owned() }
+            What::Thread { name: printable(String::from_utf8_lossy(&name).trim_end_matches('\0')) }
         }
+        13 => What::SectionBegin { domain: a, line: b },
+        14 => What::SectionEnd { domain: a },
+        15 => What::HandlerBegin { index: irq, vector },
+        16 => What::HandlerEnd { index: irq, vector, handled: b != 0 },
+        18 => What::Lend { iova: a, size: b },
+        19 => What::Return { iova: a, size: b },
         _ => return None,
     };
     Some(Event { number, time: Duration::from_nanos(time), thread: (head >> 32) as u32, what })

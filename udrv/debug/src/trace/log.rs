@@ -1,8 +1,9 @@
 //! The file that a recorder writes: mapped, so that what was written is there whatever becomes of the process.
 #![expect(unsafe_code, reason = "the file is written through a shared mapping; all of it is atomic words")]
 
-use super::event::{DONE, FAILED, Tag, WORDS, head};
-use super::read::Description;
+use super::event::{DONE, FAILED, Tag, WORDS, head, name_words};
+use super::read::{Description, MOST_EVENTS};
+use super::ticks::{self, Source};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
@@ -13,17 +14,21 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
-use udrv_backend::{Error, Result, clock};
+use udrv_backend::{Error, Result};
 
 /// The first bytes of a trace.
 pub(crate) const MAGIC: [u8; 8] = *b"udrvtrc\0";
 /// The format's version.
-pub(crate) const VERSION: u64 = 1;
+pub(crate) const VERSION: u64 = 2;
 /// Where the words of the header are: magic, version, bytes before the first event, length of the description, events
-/// claimed. The description follows.
-pub(crate) const HEADER_WORDS: usize = 5;
+/// claimed; then what version 1 had not: what times are read from (0 nanoseconds, 1 a counter), the counter at the start,
+/// its ticks in a second as far as known then, the counter at the end, nanoseconds at the end. The description follows.
+pub(crate) const HEADER_WORDS: usize = 10;
 const CLAIMED: usize = 4;
+const RATE: usize = 7;
+const END: usize = 8;
+/// Both clocks are read together before every so manieth event.
+const CLOCK_EVERY: u64 = 4096;
 const PAGE: usize = 4096;
 
 /// A trace that is being written.
@@ -33,7 +38,9 @@ pub(super) struct Log {
     /// Index of the first event's first word.
     first: usize,
     capacity: u64,
-    start: Instant,
+    source: Source,
+    /// Nanoseconds and ticks.
+    start: (u64, u64),
     file: File,
     path: PathBuf,
     known: Mutex<Vec<u32>>,
@@ -57,25 +64,48 @@ pub(super) struct Slot {
     head: u64,
 }
 
+/// Everything before the first event, in whole pages.
+pub(super) fn header(description: &Description, source: Source, start: u64, claimed: u64) -> io::Result<Vec<u8>> {
+    let text = serde_json::to_vec(description)?;
+    let first = (HEADER_WORDS * 8 + text.len()).next_multiple_of(PAGE);
+    let mut bytes = MAGIC.to_vec();
+    let is_counter = u64::from(source == Source::Counter);
+    for word in [VERSION, first as u64, text.len() as u64, claimed, is_counter, start, 0, 0, 0] {
+        bytes.extend(word.to_le_bytes());
+    }
+    bytes.extend(text);
+    bytes.resize(first, 0);
+    Ok(bytes)
+}
+
+/// A new file in place of another. Never the same file: another recorder may have it mapped, whose next store would be a
+/// SIGBUS if it became shorter. What is no file stays.
+pub(super) fn replace(path: &Path) -> io::Result<File> {
+    match std::fs::symlink_metadata(path) {
+        Ok(there) if there.is_file() || there.is_symlink() => std::fs::remove_file(path)?,
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "it exists and is no file: name another")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    OpenOptions::new().read(true).write(true).create_new(true).open(path)
+}
+
 impl Log {
     /// Room for `capacity` events, all of it allocated now: a store to a mapped hole of a file on a full disk would
     /// otherwise be a SIGBUS.
     pub(super) fn create(path: &Path, description: &Description, capacity: u64) -> Result<Self> {
         let os = |cause: io::Error| Error::os(format!("writing the trace {}", path.display()), cause);
-        let text = serde_json::to_vec(description).map_err(|error| os(error.into()))?;
-        let first = (HEADER_WORDS * 8 + text.len()).next_multiple_of(PAGE);
-        let size = usize::try_from(capacity).ok().and_then(|events| events.checked_mul(WORDS * 8));
-        let size =
-            size.and_then(|bytes| bytes.checked_add(first)).ok_or_else(|| os(io::ErrorKind::FileTooLarge.into()))?;
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(path).map_err(os)?;
+        let start = (ticks::nanoseconds(), ticks::counter());
+        let source = Source::of_this_machine();
+        let header = header(description, source, start.1, 0).map_err(os)?;
+        let first = header.len();
+        let size = usize::try_from(capacity.min(MOST_EVENTS)).ok().and_then(|events| events.checked_mul(WORDS * 8));
+        let size = size.and_then(|bytes| bytes.checked_add(first)).filter(|_| capacity <= MOST_EVENTS);
+        let size = size.ok_or_else(|| os(io::ErrorKind::FileTooLarge.into()))?;
+        let file = replace(path).map_err(os)?;
         let length = i64::try_from(size).map_err(|_| os(io::ErrorKind::FileTooLarge.into()))?;
         nix::fcntl::posix_fallocate(&file, 0, length).map_err(|errno| os(errno.into()))?;
-        let mut bytes = MAGIC.to_vec();
-        for word in [VERSION, first as u64, text.len() as u64, 0] {
-            bytes.extend(word.to_le_bytes());
-        }
-        bytes.extend(text);
-        file.write_all_at(&bytes, 0).map_err(os)?;
+        file.write_all_at(&header, 0).map_err(os)?;
         let length = NonZeroUsize::new(size).ok_or_else(|| os(io::ErrorKind::InvalidInput.into()))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new shared mapping at an address the kernel chooses replaces nothing.
@@ -85,17 +115,28 @@ impl Log {
         // SAFETY: this advice changes no contents, and the range is the mapping made above.
         let _old_kernel = unsafe { libc::madvise(base.as_ptr(), size, libc::MADV_POPULATE_WRITE) };
         static LOGS: AtomicU64 = AtomicU64::new(1);
-        Ok(Self {
+        let it = Self {
             base: base.cast(),
             size,
             first: first / 8,
             capacity,
-            start: clock::now(),
+            source,
+            start,
             file,
             path: path.to_owned(),
             known: Mutex::default(),
             id: LOGS.fetch_add(1, Ordering::Relaxed),
-        })
+        };
+        // What has been done since took a while, by which the counter's rate is known well enough to begin with.
+        let (ticks, nanoseconds) = it.both_clocks();
+        let rate = u128::from(ticks - it.start.1) * 1_000_000_000 / u128::from(nanoseconds.max(1));
+        it.word(RATE).store((rate as u64).to_le(), Ordering::Relaxed);
+        Ok(it)
+    }
+
+    /// The counter, and nanoseconds from the start.
+    fn both_clocks(&self) -> (u64, u64) {
+        (ticks::counter(), ticks::nanoseconds().saturating_sub(self.start.0))
     }
 
     #[inline]
@@ -119,18 +160,37 @@ impl Log {
 
     #[inline]
     fn claim(&self, head: u64, a: u64, b: u64) -> Option<Slot> {
-        let claimed = self.word(CLAIMED);
-        let number = claimed.fetch_add(1, Ordering::Relaxed);
+        let number = self.word(CLAIMED).fetch_add(1, Ordering::Relaxed);
         if number >= self.capacity {
             return None;
         }
+        let time = match self.source {
+            Source::Counter => {
+                if number % CLOCK_EVERY == CLOCK_EVERY - 1 {
+                    self.record_clock();
+                }
+                ticks::counter()
+            }
+            Source::Clock => self.both_clocks().1,
+        };
         let at = self.first + number as usize * WORDS;
-        let time = self.start.elapsed().as_nanos() as u64;
         self.word(at).store(time.to_le(), Ordering::Relaxed);
         self.word(at + 2).store(a.to_le(), Ordering::Relaxed);
         self.word(at + 3).store(b.to_le(), Ordering::Relaxed);
         self.word(at + 1).store(head.to_le(), Ordering::Release);
         Some(Slot { at, head })
+    }
+
+    #[cold]
+    fn record_clock(&self) {
+        let (ticks, nanoseconds) = self.both_clocks();
+        let number = self.word(CLAIMED).fetch_add(1, Ordering::Relaxed);
+        if number < self.capacity {
+            let at = self.first + number as usize * WORDS;
+            self.word(at).store(ticks.to_le(), Ordering::Relaxed);
+            self.word(at + 2).store(nanoseconds.to_le(), Ordering::Relaxed);
+            self.word(at + 1).store((head(Tag::Clock, 0, 0, 0) | DONE).to_le(), Ordering::Release);
+        }
     }
 
     /// How it ended, and the value that came with it.
@@ -162,11 +222,8 @@ impl Log {
         if !known.contains(&thread) {
             known.push(thread);
             let name = std::thread::current().name().unwrap_or_default().to_owned();
-            let mut bytes = [0; 16];
-            bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
-            let [a, b] =
-                [0, 8].map(|at| bytes.get(at..at + 8).and_then(|part| part.try_into().ok()).unwrap_or_default());
-            let slot = self.claim(head(Tag::Thread, 0, 16, thread), u64::from_le_bytes(a), u64::from_le_bytes(b));
+            let (a, b) = name_words(&name);
+            let slot = self.claim(head(Tag::Thread, 0, 16, thread), a, b);
             self.end(slot, Ok(None));
         }
         thread
@@ -182,6 +239,9 @@ impl Drop for Log {
     fn drop(&mut self) {
         let events = self.word(CLAIMED).load(Ordering::Relaxed).min(self.capacity);
         let length = self.first as u64 * 8 + events * WORDS as u64 * 8;
+        let (ticks, nanoseconds) = self.both_clocks();
+        self.word(END).store(ticks.to_le(), Ordering::Relaxed);
+        self.word(END + 1).store(nanoseconds.to_le(), Ordering::Relaxed);
         // SAFETY: this is the mapping made in `create`; references into it last no longer than a call of `self`.
         let unmapped = unsafe { munmap(self.base.cast(), self.size) };
         // What is left too long is a trace all the same: its header counts the events.

@@ -1,10 +1,27 @@
 //! A trace as it is read: nothing in the file is trusted.
 
-use super::event::{Event, WORDS, What, unpack};
-use super::log::{HEADER_WORDS, MAGIC, VERSION};
+use super::event::{Event, Tag, WORDS, What, printable, unpack};
+use super::log::{HEADER_WORDS, MAGIC, VERSION, header, replace};
+use super::ticks::{Scale, Source};
+use nix::fcntl::OFlag;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::io::{self, BufReader, BufWriter, Read, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use udrv_backend::{Backend, DmaLimits, Error, IrqIndex, RegionIndex, Result};
+use std::time::Duration;
+use udrv_backend::{Backend, DmaLimits, Error, IrqIndex, RegionIndex, Result, Width};
+
+/// The most events of one recording (4 GiB of file): no machine is asked for more memory than that takes.
+pub(crate) const MOST_EVENTS: u64 = 1 << 27;
+/// The longest description: thousands of times what any device has to say.
+const LONGEST_DESCRIPTION: u64 = 4 << 20;
+/// So many events in a row that were never written are no threads that were killed (each leaves one), but a hole: nothing is
+/// looked for behind it.
+const LONGEST_GAP: u64 = 1 << 16;
+/// Words of version 1's header.
+const OLD_HEADER_WORDS: usize = 5;
 
 /// What the device said of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +36,31 @@ pub struct Description {
     pub dma: Option<DmaDescription>,
     /// Whether it can be reset.
     pub resettable: bool,
+    /// Which it is, if it is a PCI device. Recordings of version 1 do not say.
+    #[serde(default)]
+    pub identity: Option<Identity>,
+}
+
+/// What a PCI device is, of its configuration space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub device: u16,
+    /// Base class, subclass, programming interface, highest first.
+    pub class: u32,
+}
+
+impl Identity {
+    fn of(device: &(impl Backend + ?Sized)) -> Option<Self> {
+        let read = |offset, width| device.read(RegionIndex::CONFIG, offset, width).ok();
+        Some(Self {
+            vendor: read(0, Width::Bits16)? as u16,
+            device: read(2, Width::Bits16)? as u16,
+            class: (read(8, Width::Bits32)? >> 8) as u32,
+        })
+    }
 }
 
 /// [`DmaLimits`] in a file.
@@ -52,7 +94,20 @@ impl Description {
             irqs: (0..info.irqs).map(irq).collect::<Result<_>>()?,
             dma,
             resettable: device.resettable().is_some(),
+            identity: Identity::of(device),
         })
+    }
+
+    /// What is wrong with one that no device can have.
+    fn check(&self) -> std::result::Result<(), String> {
+        let Some(dma) = &self.dma else { return Ok(()) };
+        if !dma.page_size.is_power_of_two() || dma.page_size > 1 << 30 {
+            return Err(format!("DMA pages of {:#x} bytes", dma.page_size));
+        }
+        match dma.ranges.iter().find(|(first, last)| first > last) {
+            Some((first, last)) => Err(format!("bus addresses from {first:#x} to {last:#x}")),
+            None => Ok(()),
+        }
     }
 }
 
@@ -67,67 +122,200 @@ pub struct Trace {
     pub lost: u64,
 }
 
+/// What is wrong with a file: found, and expected.
+type Wrong = (String, &'static str);
+
+/// The header's words after the magic.
+struct Header {
+    version: u64,
+    first: u64,
+    length: u64,
+    claimed: u64,
+    /// If times are of a counter: what its ticks are.
+    scale: Option<Scale>,
+    /// The counter and the clock when it was closed; 0 if it was not.
+    end: (u64, u64),
+}
+
 impl Trace {
     /// Reads a file, also one whose recorder was killed.
     ///
     /// # Errors
     /// [`Error::Os`]; [`Error::Protocol`] if it is no trace, or one of another version.
     pub fn open(path: &Path) -> Result<Self> {
-        let bytes = std::fs::read(path);
-        let bytes = bytes.map_err(|error| Error::os(format!("reading the trace {}", path.display()), error))?;
-        Self::parse(&bytes).map_err(|(found, expected)| Error::Protocol {
+        let os = |error: io::Error| Error::os(format!("reading the trace {}", path.display()), error);
+        // Whatever it is, opening it does not wait.
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(os)?;
+        let wrong = |(found, expected): Wrong| Error::Protocol {
             peer: path.display().to_string(),
             found,
             expected: expected.into(),
-        })
+        };
+        if !file.metadata().map_err(os)?.is_file() {
+            return Err(wrong(("something that is no file".into(), "a file")));
+        }
+        Self::parse(BufReader::with_capacity(1 << 16, file)).map_err(os)?.map_err(wrong)
     }
 
-    fn parse(bytes: &[u8]) -> std::result::Result<Self, (String, &'static str)> {
-        if bytes.get(..MAGIC.len()) != Some(&MAGIC[..]) {
-            return Err(("another kind of file".into(), "a trace, which begins with \"udrvtrc\""));
-        }
-        let word = |index: usize| {
-            let bytes = bytes.get(index * 8..index * 8 + 8)?;
-            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    fn parse(mut file: impl Read) -> io::Result<std::result::Result<Self, Wrong>> {
+        let (header, read) = match Header::parse(&mut file)? {
+            Ok(header) => header,
+            Err(wrong) => return Ok(Err(wrong)),
         };
-        let header: Option<Vec<u64>> = (1..HEADER_WORDS).map(word).collect();
-        let Some(&[version, first, length, claimed]) = header.as_deref() else {
-            return Err(("a header that is cut short".into(), "40 bytes"));
+        let no_description = || (format!("a description of {} bytes", header.length), "one after the header");
+        if header.length > LONGEST_DESCRIPTION {
+            return Ok(Err(no_description()));
+        }
+        let text = up_to(&mut file, header.length)?;
+        if text.len() as u64 != header.length {
+            return Ok(Err(no_description()));
+        }
+        let device: Description = match serde_json::from_slice(&text) {
+            Ok(device) => device,
+            Err(error) => return Ok(Err((printable(&error.to_string()), "the device's description"))),
         };
-        if version != VERSION {
-            return Err((format!("version {version}"), "version 1: record again, or use the udrv that recorded it"));
+        if let Err(wrong) = device.check() {
+            return Ok(Err((wrong, "what a device can have")));
         }
-        let start = HEADER_WORDS * 8;
-        let end = usize::try_from(length).ok().and_then(|length| start.checked_add(length));
-        let text =
-            end.and_then(|end| bytes.get(start..end)).ok_or(("no description".into(), "one after the header"))?;
-        let device = serde_json::from_slice(text).map_err(|error| (error.to_string(), "the device's description"))?;
-        let rest = usize::try_from(first).ok().and_then(|first| bytes.get(first..)).unwrap_or_default();
-        let whole = rest.chunks_exact(WORDS * 8);
-        let lost = claimed.saturating_sub(whole.len() as u64);
-        let mut events = Vec::new();
-        for (number, chunk) in (0..claimed).zip(whole) {
-            let mut words = [0; WORDS];
-            for (word, bytes) in words.iter_mut().zip(chunk.chunks_exact(8)) {
-                *word = bytes.try_into().map_or(0, u64::from_le_bytes);
-            }
-            // A second word of 0 is an event whose recorder was killed before it had written it.
-            if words.get(1) == Some(&0) {
-                continue;
-            }
-            let event = unpack(number, words);
-            events.push(event.ok_or_else(|| (format!("event {number} of no known kind"), "an event of version 1"))?);
-        }
-        Ok(Self { device, events, lost })
+        let device = Description { address: printable(&device.address), ..device };
+        let before = header.first.saturating_sub(read + header.length);
+        io::copy(&mut (&mut file).take(before), &mut io::sink())?;
+        Ok(header.events(file)?.map(|(events, lost)| Self { device, events, lost }))
     }
 
+    /// Writes it as a recording of its own, in place of a file of this name.
+    ///
+    /// # Errors
+    /// [`Error::Os`].
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let write = || -> io::Result<()> {
+            let claimed = self.events.len() as u64;
+            let mut file = BufWriter::new(replace(path)?);
+            file.write_all(&header(&self.device, Source::Clock, 0, claimed.saturating_add(self.lost))?)?;
+            for event in &self.events {
+                let (head, a, b) = event.what.pack();
+                let time = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
+                for word in [time, head | u64::from(event.thread) << 32, a, b] {
+                    file.write_all(&word.to_le_bytes())?;
+                }
+            }
+            file.flush()
+        };
+        write().map_err(|error| Error::os(format!("writing the trace {}", path.display()), error))
+    }
+
+    /// The name of each thread that has one.
+    #[must_use]
+    pub fn thread_names(&self) -> ThreadNames {
+        let mut names = BTreeMap::new();
+        for event in &self.events {
+            if let What::Thread { name } = &event.what
+                && !name.is_empty()
+            {
+                names.entry(event.thread).or_insert_with(|| name.clone());
+            }
+        }
+        ThreadNames(names)
+    }
+}
+
+/// The names of a recording's threads.
+#[derive(Debug, Clone, Default)]
+pub struct ThreadNames(BTreeMap<u32, String>);
+
+impl ThreadNames {
     /// A thread's name, or its number if it has none.
     #[must_use]
-    pub fn thread_name(&self, thread: u32) -> String {
-        let named = |event: &Event| match &event.what {
-            What::Thread { name } if event.thread == thread && !name.is_empty() => Some(name.clone()),
-            _ => None,
-        };
-        self.events.iter().find_map(named).unwrap_or_else(|| thread.to_string())
+    pub fn of(&self, thread: u32) -> String {
+        self.0.get(&thread).cloned().unwrap_or_else(|| thread.to_string())
+    }
+}
+
+/// At most so many bytes: fewer where the file ends.
+fn up_to(file: &mut impl Read, length: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// At most so many words: fewer where the file ends.
+fn words(file: &mut impl Read, count: usize) -> io::Result<Vec<u64>> {
+    let bytes = up_to(file, count as u64 * 8)?;
+    Ok(bytes.chunks_exact(8).map(|word| word.try_into().map_or(0, u64::from_le_bytes)).collect())
+}
+
+impl Header {
+    /// And how many bytes it took.
+    fn parse(file: &mut impl Read) -> io::Result<std::result::Result<(Self, u64), Wrong>> {
+        let cut_short = || Ok(Err(("a header that is cut short".into(), "one of five or ten words")));
+        let old = words(file, OLD_HEADER_WORDS)?;
+        if old.first() != Some(&u64::from_le_bytes(MAGIC)) {
+            return Ok(Err(("another kind of file".into(), "a trace, which begins with \"udrvtrc\"")));
+        }
+        let &[_, version, first, length, claimed] = old.as_slice() else { return cut_short() };
+        let mut header = Self { version, first, length, claimed, scale: None, end: (0, 0) };
+        match version {
+            1 => return Ok(Ok((header, OLD_HEADER_WORDS as u64 * 8))),
+            VERSION => {}
+            other => {
+                let expected = "version 1 or 2: record again, or use the udrv that recorded it";
+                return Ok(Err((format!("version {other}"), expected)));
+            }
+        }
+        let new = words(file, HEADER_WORDS - OLD_HEADER_WORDS)?;
+        let &[is_counter, start, rate, ..] = new.as_slice() else { return cut_short() };
+        let &[.., end, nanoseconds] = new.as_slice() else { return cut_short() };
+        if new.len() != HEADER_WORDS - OLD_HEADER_WORDS {
+            return cut_short();
+        }
+        if is_counter == 1 {
+            header.scale = Some(Scale::new(start, rate));
+            header.end = (end, nanoseconds);
+        }
+        Ok(Ok((header, HEADER_WORDS as u64 * 8)))
+    }
+
+    /// The events that follow, and how many there was no room for.
+    fn events(self, mut file: impl Read) -> io::Result<std::result::Result<(Vec<Event>, u64), Wrong>> {
+        let mut scale = self.scale;
+        let (mut events, mut seen, mut unwritten) = (Vec::new(), 0, 0);
+        for number in 0..self.claimed.min(MOST_EVENTS) {
+            let mut bytes = [0; WORDS * 8];
+            match file.read_exact(&mut bytes) {
+                Ok(()) => seen += 1,
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error),
+            }
+            let mut words = [0; WORDS];
+            for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+                *word = bytes.try_into().map_or(0, u64::from_le_bytes);
+            }
+            let [time, head, nanoseconds, _] = words;
+            // A head of 0 is an event whose recorder was killed before it had written it.
+            if head == 0 {
+                unwritten += 1;
+                if unwritten == LONGEST_GAP {
+                    break;
+                }
+                continue;
+            }
+            unwritten = 0;
+            if self.version == VERSION && head.to_le_bytes()[0] == Tag::Clock as u8 {
+                scale.iter_mut().for_each(|scale| scale.add(time, nanoseconds));
+                continue;
+            }
+            let Some(event) = unpack(number, words) else {
+                return Ok(Err((format!("event {number} of no known kind"), "an event of this version")));
+            };
+            events.push(event);
+        }
+        if let Some(mut scale) = scale {
+            scale.add(self.end.0, self.end.1);
+            for event in &mut events {
+                let ticks = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
+                event.time = Duration::from_nanos(scale.nanoseconds(ticks));
+            }
+        }
+        Ok(Ok((events, self.claimed - seen)))
     }
 }

@@ -3,14 +3,12 @@
 use super::event::Tag;
 use super::log::Log;
 use super::read::Description;
-use crate::relay::{Fate, Relay};
+use crate::around::{Around, Call, Device, Layer, Signal};
+use crate::relay::Fate;
 use crate::watch::Watch;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use udrv_backend::{
-    Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqIndex, IrqInfo, RegionFlags, RegionIndex, RegionInfo, Reset,
-    Result, Trigger, Width,
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use udrv_backend::{Backend, Error, IrqIndex, Moment, RegionIndex, Result, Width};
 
 /// What is recorded, and how much.
 #[derive(Debug, Clone, Copy)]
@@ -29,19 +27,32 @@ impl Default for Options {
 }
 
 /// A backend that records.
-pub struct Recorder<B> {
-    /// Dropped before the device, so that no signal of a device that is closed is recorded.
-    relay: Relay,
-    shared: Arc<Shared>,
-    inner: B,
-}
+pub type Recorder<B> = Around<B, Recording>;
 
-struct Shared {
+/// What a [`Recorder`] does to what passes through it: it writes it down.
+pub struct Recording {
     log: Log,
     memory: Option<Mutex<Watch>>,
 }
 
-impl Shared {
+impl<B: Backend> Recorder<B> {
+    /// Around `inner`, into a new file; one that exists is replaced.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if the file cannot be made, or there is no room for it.
+    pub fn new(inner: B, path: &Path, options: Options) -> Result<Self> {
+        let log = Log::create(path, &Description::of(&inner)?, options.events)?;
+        Self::wrap(inner, Recording { log, memory: options.dma_contents.then(Mutex::default) })
+    }
+
+    /// How many events there was no room for so far.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.layer.log.lost()
+    }
+}
+
+impl Recording {
     fn memory(&self) -> Option<MutexGuard<'_, Watch>> {
         self.memory.as_ref().map(|memory| memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -56,135 +67,87 @@ impl Shared {
     }
 }
 
-impl<B: Backend> Recorder<B> {
-    /// Around `inner`, into a new file; one that exists is replaced.
-    ///
-    /// # Errors
-    /// [`Error::Os`] if the file cannot be made, or there is no room for it.
-    pub fn new(inner: B, path: &Path, options: Options) -> Result<Self> {
-        let log = Log::create(path, &Description::of(&inner)?, options.events)?;
-        let shared = Arc::new(Shared { log, memory: options.dma_contents.then(Mutex::default) });
-        let arrived = Arc::clone(&shared);
-        let relay = Relay::new(Box::new(move |index, vector, count| {
-            arrived.record_memory();
-            arrived.log.event(Tag::Irq, index.0, 0, vector.into(), count);
-            Fate::Pass(1)
-        }))?;
-        Ok(Self { relay, shared, inner })
-    }
+impl Layer for Recording {
+    const LISTENS: bool = true;
 
-    /// How many events there was no room for so far.
-    #[must_use]
-    pub fn lost(&self) -> u64 {
-        self.shared.log.lost()
-    }
-
-    /// Records a call that answers nothing.
-    fn call(&self, tag: Tag, index: u32, a: u64, b: u64, call: impl FnOnce() -> Result<()>) -> Result<()> {
-        let slot = self.shared.log.begin(tag, index, 0, a, b);
-        let outcome = call();
-        self.shared.log.end(slot, outcome.as_ref().map(|()| None).map_err(Error::errno));
-        outcome
-    }
-
-    fn inner_dma(&self) -> Result<&dyn Dma> {
-        self.inner.dma().ok_or_else(|| Error::NotSupported { what: "DMA", by: self.inner.info().address.clone() })
-    }
-}
-
-impl<B: Backend> Backend for Recorder<B> {
-    fn info(&self) -> &DeviceInfo {
-        self.inner.info()
-    }
-    fn region(&self, region: RegionIndex) -> Result<RegionInfo> {
-        let info = self.inner.region(region)?;
-        Ok(RegionInfo { flags: info.flags - RegionFlags::MMAP, mappable: Vec::new(), ..info })
-    }
-    fn irq(&self, index: IrqIndex) -> Result<IrqInfo> {
-        self.inner.irq(index)
-    }
     #[inline]
-    fn read(&self, region: RegionIndex, offset: u64, width: Width) -> Result<u64> {
-        let log = &self.shared.log;
-        if self.shared.memory.is_some() {
+    fn read<B: Backend>(&self, device: &Device<'_, B>, at: (RegionIndex, u64, Width)) -> Result<u64> {
+        let (region, offset, width) = at;
+        let log = &self.log;
+        if self.memory.is_some() {
             // What the read tells of has been written by then, and comes before it in the trace.
-            let value = self.inner.read(region, offset, width);
-            self.shared.record_memory();
+            let value = device.inner.read(region, offset, width);
+            self.record_memory();
             let slot = log.begin(Tag::Read, region.0, width.bytes(), offset, 0);
             log.end(slot, value.as_ref().map(|value| Some(*value)).map_err(Error::errno));
             return value;
         }
         let slot = log.begin(Tag::Read, region.0, width.bytes(), offset, 0);
-        let value = self.inner.read(region, offset, width);
+        let value = device.inner.read(region, offset, width);
         log.end(slot, value.as_ref().map(|value| Some(*value)).map_err(Error::errno));
         value
     }
+
     #[inline]
-    fn write(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> Result<()> {
-        if let Some(mut memory) = self.shared.memory() {
+    fn write<B: Backend>(&self, device: &Device<'_, B>, at: (RegionIndex, u64, Width), value: u64) -> Result<()> {
+        let (region, offset, width) = at;
+        if let Some(mut memory) = self.memory() {
             memory.settle();
         }
-        let log = &self.shared.log;
-        let slot = log.begin(Tag::Write, region.0, width.bytes(), offset, value);
-        let outcome = self.inner.write(region, offset, width, value);
-        log.end(slot, outcome.as_ref().map(|()| None).map_err(Error::errno));
+        let slot = self.log.begin(Tag::Write, region.0, width.bytes(), offset, value);
+        let outcome = device.inner.write(region, offset, width, value);
+        self.log.end(slot, outcome.as_ref().map(|()| None).map_err(Error::errno));
         outcome
     }
-    fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
-        let arm = || self.relay.set_triggers(&self.inner, index, start, triggers);
-        self.call(Tag::Arm, index.0, start.into(), triggers.len() as u64, arm)
-    }
-    fn disable_irq(&self, index: IrqIndex) -> Result<()> {
-        self.call(Tag::Disarm, index.0, 0, 0, || self.relay.disable(&self.inner, index))
-    }
-    fn mask_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
-        self.call(Tag::Mask, index.0, vector.into(), 0, || self.inner.mask_irq(index, vector))?;
-        self.relay.flush();
-        Ok(())
-    }
-    fn unmask_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
-        self.call(Tag::Unmask, index.0, vector.into(), 0, || self.inner.unmask_irq(index, vector))
-    }
-    fn fire_irq(&self, index: IrqIndex, vector: u32) -> Result<()> {
-        self.inner.fire_irq(index, vector)?;
-        self.relay.flush();
-        Ok(())
-    }
-    fn dma(&self) -> Option<&dyn Dma> {
-        self.inner.dma().map(|_| self as &dyn Dma)
-    }
-    fn resettable(&self) -> Option<&dyn Reset> {
-        self.inner.resettable().map(|_| self as &dyn Reset)
-    }
-}
 
-impl<B: Backend> Dma for Recorder<B> {
-    fn limits(&self) -> DmaLimits {
-        let none = DmaLimits { iova_ranges: Vec::new(), page_size: 4096, max_mappings: 0 };
-        self.inner.dma().map_or(none, Dma::limits)
-    }
-    fn map(&self, map: &DmaMap<'_>) -> Result<()> {
-        self.call(Tag::Map, 0, map.iova, map.size, || self.inner_dma()?.map(map))?;
-        match self.shared.memory() {
-            Some(mut memory) => memory.map(map),
-            None => Ok(()),
+    fn call<B: Backend>(
+        &self,
+        _device: &Device<'_, B>,
+        call: Call<'_>,
+        make: impl FnOnce() -> Result<()>,
+    ) -> Result<()> {
+        let (tag, index, a, b) = match call {
+            Call::Arm(index, start, count) => (Tag::Arm, index.0, start.into(), count),
+            Call::Disarm(index) => (Tag::Disarm, index.0, 0, 0),
+            Call::Mask(index, vector) => (Tag::Mask, index.0, vector.into(), 0),
+            Call::Unmask(index, vector) => (Tag::Unmask, index.0, vector.into(), 0),
+            Call::Map(map) => (Tag::Map, 0, map.iova, map.size),
+            Call::Unmap(iova, size) => (Tag::Unmap, 0, iova, size),
+            Call::Reset => (Tag::Reset, 0, 0, 0),
+            // The signal that it causes is recorded.
+            Call::Fire => return make(),
+        };
+        if matches!(call, Call::Unmap(..)) {
+            self.record_memory();
         }
-    }
-    fn unmap(&self, iova: u64, size: u64) -> Result<()> {
-        self.shared.record_memory();
-        self.call(Tag::Unmap, 0, iova, size, || self.inner_dma()?.unmap(iova, size))?;
-        if let Some(mut memory) = self.shared.memory() {
-            memory.unmap(iova, size);
+        let slot = self.log.begin(tag, index, 0, a, b);
+        let outcome = make();
+        self.log.end(slot, outcome.as_ref().map(|()| None).map_err(Error::errno));
+        outcome?;
+        match (self.memory(), call) {
+            (Some(mut memory), Call::Map(map)) => memory.map(map)?,
+            (Some(mut memory), Call::Unmap(iova, size)) => memory.unmap(iova, size),
+            _ => {}
         }
         Ok(())
     }
-}
 
-impl<B: Backend> Reset for Recorder<B> {
-    fn reset(&self) -> Result<()> {
-        self.call(Tag::Reset, 0, 0, 0, || match self.inner.resettable() {
-            Some(reset) => reset.reset(),
-            None => Err(Error::NotSupported { what: "a reset", by: self.inner.info().address.clone() }),
-        })
+    fn signalled(&self, index: IrqIndex, vector: u32, count: u64) -> Signal {
+        self.record_memory();
+        self.log.event(Tag::Irq, index.0, 0, vector.into(), count);
+        Signal(Fate::Pass(1))
+    }
+
+    fn observe(&self, moment: Moment) {
+        let (tag, index, a, b) = match moment {
+            Moment::SectionBegins { domain, line } => (Tag::SectionBegin, 0, domain, line.into()),
+            Moment::SectionEnds { domain } => (Tag::SectionEnd, 0, domain, 0),
+            Moment::HandlerBegins { index, vector } => (Tag::HandlerBegin, index.0, vector.into(), 0),
+            Moment::HandlerEnds { index, vector, handled } => (Tag::HandlerEnd, index.0, vector.into(), handled.into()),
+            Moment::Streams { .. } => return,
+            Moment::Lent { iova, size } => (Tag::Lend, 0, iova, size),
+            Moment::Returned { iova, size } => (Tag::Return, 0, iova, size),
+        };
+        self.log.event(tag, index, 0, a, b);
     }
 }

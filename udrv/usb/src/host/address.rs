@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// Which device on this machine's buses.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum UsbAddress {
     /// Where it is plugged in: the bus, and the ports from its root hub on, as sysfs names it (`usb:1-2.4`).
     Port {

@@ -13,6 +13,8 @@ use super::{UsbAddress, list};
 use crate::descriptor::Configuration;
 use crate::{Error, Result};
 use nix::errno::Errno;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
 
@@ -35,51 +37,157 @@ struct InterfaceIoctl {
     data: *mut libc::c_void,
 }
 
-/// A device's node, open, with the kernel's drivers taken off.
+/// What a device was before it was taken: all that giving it back needs, should whoever took it be dead by then.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Before {
+    /// Where it is plugged in, such as `usb:1-2`.
+    pub address: String,
+    /// Its number on the bus, which is another one once it was plugged in anew.
+    pub number: u8,
+    /// `bConfigurationValue`.
+    pub configuration: u8,
+    /// The interfaces that kernel drivers had.
+    pub driven: BTreeSet<u8>,
+}
+
+/// A device's node, open. Dropping it gives the device back, if it was taken.
 pub struct Custody {
     node: File,
+    port: UsbAddress,
     address: String,
     interfaces: Vec<u8>,
-    had_driver: Vec<u8>,
+    before: Before,
+    taken: bool,
 }
 
 impl Custody {
-    /// Opens the device's node and takes all its interfaces from their drivers.
+    /// Opens the device's node, and changes nothing yet.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] if there is no such device, no permission, or a program has an interface.
-    pub fn take(address: &UsbAddress) -> Result<Self> {
+    /// [`Error::Unavailable`] if there is no such device, or a program has an interface; [`Error::Os`] without permission.
+    pub fn open(address: &UsbAddress) -> Result<Self> {
         let context = rusb::Context::new().map_err(|error| super::failed("starting libusb", error))?;
         let device = list::find(&context, address)?;
         let (bus, ports) = (device.bus_number(), device.port_numbers().unwrap_or_default());
         let path = format!("/dev/bus/usb/{bus:03}/{:03}", device.address());
-        let address = UsbAddress::Port { bus, ports: ports.clone() }.to_string();
+        let port = UsbAddress::Port { bus, ports: ports.clone() };
+        let address = port.to_string();
         let node = OpenOptions::new().read(true).write(true).open(&path);
         let node = node.map_err(|error| Error::os(format!("opening {path}, the node of {address}"), error))?;
         let sysfs = Sysfs::new(bus, &ports);
-        let active = sysfs.text("bConfigurationValue").and_then(|text| text.parse().ok()).unwrap_or(0);
+        let configuration = sysfs.text("bConfigurationValue").and_then(|text| text.parse().ok()).unwrap_or(0);
         let bytes = sysfs.descriptors().unwrap_or_default();
         let configurations = list::split(&bytes);
-        let parsed = configurations.iter().filter_map(|one| Configuration::parse(one).ok());
-        let interfaces =
-            parsed.into_iter().find(|one| one.value == active).map(|one| one.numbers()).unwrap_or_default();
-        let mut custody = Self { node, address, interfaces, had_driver: Vec::new() };
-        for interface in custody.interfaces.clone() {
-            match sysfs.driver(active, interface).as_deref() {
+        let mut parsed = configurations.iter().filter_map(|one| Configuration::parse(one).ok());
+        let interfaces = parsed.find(|one| one.value == configuration).map(|one| one.numbers()).unwrap_or_default();
+        let mut driven = BTreeSet::new();
+        for &interface in &interfaces {
+            match sysfs.driver(configuration, interface).as_deref() {
                 None => {}
                 Some("usbfs") => {
-                    let (device, why) = (custody.address.clone(), format!("a program has interface {interface}"));
+                    let (device, why) = (address, format!("a program has interface {interface}"));
                     let advice = "end that program (fuser -v /dev/bus/usb/*/* names it)".into();
-                    // Dropping it gives back what has been taken so far.
                     return Err(Error::Unavailable { device, why, advice });
                 }
-                Some(_) => {
-                    custody.on_interface(interface, DISCONNECT, "taking it from its kernel driver")?;
-                    custody.had_driver.push(interface);
-                }
+                Some(_) => drop(driven.insert(interface)),
             }
         }
-        Ok(custody)
+        let before = Before { address: address.clone(), number: device.address(), configuration, driven };
+        Ok(Self { node, port, address, interfaces, before, taken: false })
+    }
+
+    /// What is to be remembered before it is taken.
+    #[must_use]
+    pub const fn before(&self) -> &Before {
+        &self.before
+    }
+
+    /// Goes on from where a dead process left it: what kernel drivers had then, they are given as well.
+    pub fn inherit(&mut self, before: &Before) {
+        if (&before.address, before.number) == (&self.before.address, self.before.number) {
+            self.before.driven.extend(&before.driven);
+        }
+    }
+
+    /// Whether an interface that a kernel driver had has none.
+    #[must_use]
+    pub fn lacks_drivers(&self) -> bool {
+        self.before.driven.iter().any(|&interface| self.driver_of(interface).is_none())
+    }
+
+    /// Takes all its interfaces from their kernel drivers.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], [`Error::Os`]; what was taken so far goes back when this is dropped.
+    pub fn take(&mut self) -> Result<()> {
+        self.taken = true;
+        for &interface in &self.before.driven {
+            match self.on_interface(interface, DISCONNECT, "taking it from its kernel driver") {
+                // None has it: it was left so, or has lost it in the meantime.
+                Err(Error::Os { cause, .. }) if cause.raw_os_error() == Some(libc::ENODATA) => {}
+                other => other?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Its folder in sysfs.
+    #[must_use]
+    pub fn folder(&self) -> std::path::PathBuf {
+        let UsbAddress::Port { bus, ports } = &self.port else { return std::path::PathBuf::new() };
+        Sysfs::new(*bus, ports).folder().to_owned()
+    }
+
+    /// Where it is plugged in.
+    #[must_use]
+    pub const fn port(&self) -> &UsbAddress {
+        &self.port
+    }
+
+    /// Ends what its user left in flight, releases and resets it, and gives it back to the kernel's drivers.
+    ///
+    /// # Errors
+    /// The first thing that went wrong; everything is tried nevertheless. [`Error::Gone`] if it was unplugged.
+    pub fn give_back(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if !std::mem::take(&mut self.taken) {
+            return Ok(());
+        }
+        let mut outcome = self.quiesce();
+        if matches!(outcome, Err(Error::Gone { .. })) {
+            return outcome;
+        }
+        for &interface in &self.before.driven {
+            let connected = self.connect(interface);
+            if outcome.is_ok() {
+                outcome = connected;
+            }
+        }
+        outcome
+    }
+
+    /// Lets the kernel's drivers have an interface.
+    fn connect(&self, interface: u8) -> Result<()> {
+        let connect = || match self.on_interface(interface, CONNECT, "giving it back to its kernel driver") {
+            // Somebody has it.
+            Err(Error::Os { cause, .. }) if cause.raw_os_error() == Some(libc::EBUSY) => Ok(()),
+            other => other,
+        };
+        connect()?;
+        if self.driver_of(interface).as_deref() != Some("usbfs") {
+            return Ok(());
+        }
+        // A driver that lives on has kept the node, and was faster.
+        self.on_interface(interface, DISCONNECT, "taking it from a driver whose lease is over")?;
+        connect()
+    }
+
+    fn driver_of(&self, interface: u8) -> Option<String> {
+        let UsbAddress::Port { bus, ports } = &self.port else { return None };
+        Sysfs::new(*bus, ports).driver(self.before.configuration, interface)
     }
 
     /// Its address, by port.
@@ -118,11 +226,8 @@ impl Custody {
         }
     }
 
-    /// After one user and before the next: ends what is in flight, releases every interface, and resets the device.
-    ///
-    /// # Errors
-    /// [`Error::Gone`] if it was unplugged; [`Error::Os`].
-    pub fn quiesce(&self) -> Result<()> {
+    /// Ends what is in flight, releases every interface, and resets the device.
+    fn quiesce(&self) -> Result<()> {
         for &interface in &self.interfaces {
             match self.release(interface) {
                 // EINVAL: not claimed.
@@ -142,20 +247,9 @@ impl AsFd for Custody {
 
 impl Drop for Custody {
     fn drop(&mut self) {
-        let quiet = self.quiesce();
-        if matches!(quiet, Err(Error::Gone { .. })) {
-            return;
-        }
-        if let Err(error) = quiet {
-            tracing::warn!(%error, "before giving a USB device back");
-        }
-        for &interface in &self.had_driver {
-            match self.on_interface(interface, CONNECT, "giving it back to its kernel driver") {
-                // The driver of another interface has taken it along.
-                Err(Error::Os { cause, .. }) if cause.raw_os_error() == Some(libc::EBUSY) => {}
-                Err(error) => tracing::warn!(%error, "giving a USB device back"),
-                Ok(()) => {}
-            }
+        match self.end() {
+            Ok(()) | Err(Error::Gone { .. }) => {}
+            Err(error) => tracing::warn!(%error, "giving a USB device back"),
         }
     }
 }

@@ -38,6 +38,8 @@ struct State {
     claimed: BTreeSet<u8>,
     /// Interfaces that a kernel driver had when we came.
     had_driver: BTreeSet<u8>,
+    /// Given back in the middle of whatever was going on.
+    abandoned: bool,
 }
 
 impl HostDevice {
@@ -91,7 +93,7 @@ impl HostDevice {
         if let Err(error) = handle.set_auto_detach_kernel_driver(true) {
             tracing::debug!(%error, "no detaching of kernel drivers");
         }
-        let state = Mutex::new(State { claimed: BTreeSet::new(), had_driver });
+        let state = Mutex::new(State { had_driver, ..State::default() });
         let open = Open { handle, in_flight: Arc::default(), state, address };
         Ok(Self { info, open: Some(open), bus: Arc::clone(bus), lease })
     }
@@ -158,13 +160,20 @@ impl Open {
             std::mem::forget(self);
             return;
         };
-        let claimed: Vec<u8> = std::mem::take(&mut self.lock().claimed).into_iter().collect();
-        self.give_back(&claimed, interrupted);
+        let mut state = self.lock();
+        self.give_back(&mut state, interrupted);
     }
 
     /// A device that was interrupted in a command is reset before: the kernel's driver would have to wait for its end.
-    fn give_back(&self, claimed: &[u8], interrupted: bool) {
-        if interrupted
+    ///
+    /// The state stays locked: who finds an interface released may end the process, and so must find it given back too.
+    fn give_back(&self, state: &mut State, interrupted: bool) {
+        let claimed = std::mem::take(&mut state.claimed);
+        if claimed.is_empty() {
+            return;
+        }
+        // Between two transfers it may be in the middle of a command all the same.
+        if (interrupted || state.abandoned)
             && let Err(error) = self.handle.reset()
             && error != rusb::Error::NoDevice
         {
@@ -174,18 +183,14 @@ impl Open {
         if let Err(error) = self.handle.set_auto_detach_kernel_driver(false) {
             tracing::debug!(%error, "no detaching of kernel drivers");
         }
-        for &interface in claimed {
+        for &interface in &claimed {
             if let Err(error) = self.handle.release_interface(interface)
                 && error != rusb::Error::NoDevice
             {
                 tracing::warn!(device = self.address, interface, %error, "releasing an interface");
             }
         }
-        if claimed.is_empty() {
-            return;
-        }
-        let had_driver = self.lock().had_driver.clone();
-        for interface in had_driver {
+        for &interface in &state.had_driver {
             match self.handle.attach_kernel_driver(interface) {
                 // Busy: the driver of another interface has taken it along.
                 Ok(()) | Err(rusb::Error::NoDevice | rusb::Error::Busy | rusb::Error::NotFound) => {}
@@ -228,9 +233,7 @@ fn explain(address: &str, doing: &str, error: rusb::Error) -> Error {
         rusb::Error::NoDevice => Error::Gone { device: address.into(), why: format!("{doing}: it was unplugged") },
         rusb::Error::Access => unavailable(
             format!("{doing}: no permission for its node in /dev/bus/usb"),
-            format!(
-                "let the stub open it for you (as root: stub-driver usb serve {address} --owner USER), or run as root"
-            ),
+            format!("let the stub open it for you (as root: stub-driver serve {address} --owner USER), or run as root"),
         ),
         rusb::Error::Busy => unavailable(
             format!("{doing}: another program has it"),
@@ -307,20 +310,32 @@ impl UsbBackend for HostDevice {
         self.opened()?.in_flight.set_claimed(interface, false);
         let (open, interrupted) = self.quiesce(Some(interface))?;
         let mut state = open.lock();
-        if !state.claimed.remove(&interface) {
+        if !state.claimed.contains(&interface) {
             return Ok(());
         }
-        let last = state.claimed.is_empty();
-        drop(state);
-        if last {
-            open.give_back(&[interface], interrupted);
+        if state.claimed.len() == 1 {
+            open.give_back(&mut state, interrupted);
             return Ok(());
         }
+        state.claimed.remove(&interface);
         let doing = format!("releasing interface {interface}");
         let _ = open.handle.set_auto_detach_kernel_driver(false);
         let released = open.handle.release_interface(interface);
         let _ = open.handle.set_auto_detach_kernel_driver(true);
         released.map_err(|error| explain(&self.info.address, &doing, error))
+    }
+
+    fn abandon(&self) -> Result<()> {
+        let open = self.opened()?;
+        let mut state = open.lock();
+        state.abandoned = true;
+        // First, so that nothing is submitted any more.
+        state.claimed.iter().for_each(|&interface| open.in_flight.set_claimed(interface, false));
+        // Not held while waiting for the USB thread: a completion on it may want it.
+        drop(state);
+        self.quiesce(None)?;
+        open.give_back(&mut open.lock(), true);
+        Ok(())
     }
 
     fn set_alternate(&self, interface: u8, alternate: u8) -> Result<()> {

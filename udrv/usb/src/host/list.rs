@@ -101,7 +101,8 @@ fn interfaces(sysfs: &Sysfs, configuration: u8) -> Vec<ListedInterface> {
 }
 
 /// The configurations in what sysfs and usbfs give: a device descriptor of 18 bytes, then one after the other.
-pub(super) fn split(bytes: &[u8]) -> Vec<Vec<u8>> {
+#[must_use]
+pub fn split(bytes: &[u8]) -> Vec<Vec<u8>> {
     let mut rest = bytes.get(18..).unwrap_or_default();
     let mut configurations = Vec::new();
     while let &[_, _, low, high, ..] = rest {

@@ -1,7 +1,7 @@
 //! Devices on this machine's buses, through libusb and the kernel's usbfs.
 //!
-//! rusb finds, opens, claims and attaches; transfers go through libusb's asynchronous interface (`transfer.rs`, the only
-//! unsafe part). libusb's descriptors are in the loop of this process's USB thread, and what it completes is told after
+//! rusb finds, opens, claims and attaches; transfers go through libusb's asynchronous interface (`transfer.rs`; unsafe
+//! there, in `pollfds.rs` and in `custody.rs`). libusb's descriptors are in the loop of this process's USB thread, and what it completes is told after
 //! it has returned, when none of its locks is held: so a completion or a hotplug event may open, close and submit.
 
 mod address;
@@ -9,13 +9,14 @@ mod custody;
 mod device;
 mod hotplug;
 mod list;
+mod pollfds;
 mod sysfs;
 mod transfer;
 
 pub use address::UsbAddress;
-pub use custody::Custody;
+pub use custody::{Before, Custody};
 pub use hotplug::{Hotplug, HotplugEvent};
-pub use list::{Listed, ListedInterface};
+pub use list::{Listed, ListedInterface, split as split_descriptors};
 
 use crate::reactor::{Reactor, Source};
 use crate::{Device, Error, Result};
@@ -36,7 +37,7 @@ struct Bus {
     finished: transfer::Finished,
     hotplug: Arc<hotplug::Events>,
     /// What libusb calls for as long as this lives, and no longer: nobody handles its events when it goes.
-    callbacks: Mutex<Option<(transfer::Notifiers, Option<rusb::Registration<rusb::Context>>)>>,
+    callbacks: Mutex<Option<(pollfds::Notifiers, Option<rusb::Registration<rusb::Context>>)>>,
 }
 
 impl Host {
@@ -62,7 +63,7 @@ impl Host {
             callbacks: Mutex::new(None),
         });
         let source: Weak<dyn Source> = Arc::downgrade(&bus) as Weak<dyn Source>;
-        let notifiers = transfer::Notifiers::new(&bus.context, reactor, source)?;
+        let notifiers = pollfds::Notifiers::new(&bus.context, reactor, source)?;
         let registration = hotplug::register(&bus.context, &bus.hotplug);
         *bus.callbacks.lock().unwrap_or_else(PoisonError::into_inner) = Some((notifiers, registration));
         Ok(Self { bus })
@@ -85,7 +86,7 @@ impl Host {
         Device::new(Arc::new(device::HostDevice::open(&self.bus, &found)?))
     }
 
-    /// The device that a stub serves at this socket (`stub-driver usb serve`), which has opened its node for us.
+    /// The device that a stub serves at this socket (`stub-driver serve`), which has opened its node for us.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if another driver has it; [`Error::Protocol`] if no stub listens there; [`Error::Os`].

@@ -16,6 +16,10 @@ impl Sysfs {
         Self(PathBuf::from("/sys/bus/usb/devices").join(name))
     }
 
+    pub(super) fn folder(&self) -> &std::path::Path {
+        &self.0
+    }
+
     /// An attribute's text, if there is any.
     pub(super) fn text(&self, attribute: &str) -> Option<String> {
         let text = std::fs::read_to_string(self.0.join(attribute)).ok()?;

@@ -1,6 +1,7 @@
 //! [`Software`]: a model as a [`UsbBackend`].
 
 use super::standard::{self, Answer};
+use super::urb::Urb;
 use super::{Handshake, Identity, Model, Reply};
 use crate::backend::{UsbBackend, UsbInfo};
 use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
@@ -27,15 +28,10 @@ struct State<M> {
     alternates: BTreeMap<u8, u8>,
     claimed: BTreeSet<u8>,
     gone: bool,
-}
-
-/// A transfer in the bus's hands.
-struct Urb {
-    id: TransferId,
-    transfer: Transfer,
-    done: Done,
-    /// Bytes that have gone over the bus.
-    moved: usize,
+    /// Ended and not told yet.
+    ended: VecDeque<(Done, Completion)>,
+    /// Some thread is telling; it tells what comes meanwhile, too, so that all are told in the order in which they ended.
+    telling: bool,
 }
 
 type Ended = Vec<(Done, Completion)>;
@@ -68,6 +64,8 @@ impl<M: Model> Software<M> {
             alternates: BTreeMap::new(),
             claimed: BTreeSet::new(),
             gone: false,
+            ended: VecDeque::new(),
+            telling: false,
         };
         state.model.configured(configuration);
         Ok(Self { info, state: Mutex::new(state) })
@@ -79,8 +77,7 @@ impl<M: Model> Software<M> {
         let mut state = self.lock();
         let value = happen(&mut state.model);
         let ended = state.pump(&self.info);
-        drop(state);
-        tell(ended);
+        self.tell(state, ended);
         value
     }
 
@@ -89,8 +86,7 @@ impl<M: Model> Software<M> {
         let mut state = self.lock();
         state.gone = true;
         let queues = std::mem::take(&mut state.queues);
-        drop(state);
-        tell(queues.into_values().flatten().map(|urb| urb.end(Status::Gone)).collect());
+        self.tell(state, queues.into_values().flatten().map(|urb| urb.end(Status::Gone)).collect());
     }
 
     /// How many transfers are in flight.
@@ -109,6 +105,22 @@ impl<M: Model> Software<M> {
             return Err(Error::Gone { device: self.info.address.clone(), why: "it was unplugged".into() });
         }
         Ok(state)
+    }
+
+    /// Outside of the lock: what is told may submit again.
+    fn tell<'a>(&'a self, mut state: MutexGuard<'a, State<M>>, ended: Ended) {
+        state.ended.extend(ended);
+        if std::mem::replace(&mut state.telling, true) {
+            return;
+        }
+        let _panic = AfterPanic(self);
+        while let Some((done, completion)) = state.ended.pop_front() {
+            drop(state);
+            done(completion);
+            state = self.lock();
+        }
+        state.telling = false;
+        drop(state);
     }
 
     fn unavailable(&self, why: String, advice: &str) -> Error {
@@ -186,41 +198,13 @@ const fn is_descriptor(setup: &Setup) -> bool {
     setup.request_type & 0x60 == 0 && setup.request == 6
 }
 
-/// Outside of the lock: what is told may submit again.
-fn tell(ended: Ended) {
-    for (done, completion) in ended {
-        done(completion);
-    }
-}
+/// Lets another tell the rest if what was told has panicked.
+struct AfterPanic<'a, M: Model>(&'a Software<M>);
 
-impl Urb {
-    /// Ends it with what has been moved so far.
-    fn end(self, status: Status) -> (Done, Completion) {
-        let moved = self.moved;
-        let into_host = self.transfer.is_in();
-        let mut data = self.transfer.data.clone();
-        let mut completion = Completion::without_data(status, self.transfer);
-        if into_host && completion.packets.is_empty() {
-            data.truncate(moved);
-        }
-        (completion.actual, completion.data) = (moved, data);
-        (self.done, completion)
-    }
-
-    /// Takes one packet of the device into the buffer; the status if that ends it.
-    fn take(&mut self, packet: &[u8], max_packet: usize) -> Option<Status> {
-        let room = self.transfer.data.get_mut(self.moved..).unwrap_or_default();
-        let fits = packet.len().min(room.len());
-        let (Some(to), Some(from)) = (room.get_mut(..fits), packet.get(..fits)) else { return Some(Status::Error) };
-        to.copy_from_slice(from);
-        self.moved += fits;
-        let full = self.moved == self.transfer.data.len();
-        if packet.len() > fits || packet.len() > max_packet {
-            Some(Status::Overflow)
-        } else if packet.len() < max_packet && !full && self.transfer.flags.contains(TransferFlags::SHORT_NOT_OK) {
-            Some(Status::Short)
-        } else {
-            (full || packet.len() < max_packet).then_some(Status::Completed)
+impl<M: Model> Drop for AfterPanic<'_, M> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().telling = false;
         }
     }
 }
@@ -366,8 +350,7 @@ impl<M: Model> UsbBackend for Software<M> {
             let error = self.unavailable(why, "set the configuration or alternate setting that has it");
             return Err(Box::new(Refused { transfer, error }));
         };
-        drop(state);
-        tell(ended);
+        self.tell(state, ended);
         Ok(())
     }
 
@@ -380,8 +363,7 @@ impl<M: Model> UsbBackend for Software<M> {
         // The next one may have waited behind it.
         let mut ended: Ended = found.into_iter().map(|urb| urb.end(Status::Cancelled)).collect();
         ended.extend(state.pump(&self.info));
-        drop(state);
-        tell(ended);
+        self.tell(state, ended);
     }
 
     fn configuration(&self) -> Result<u8> {
@@ -421,8 +403,7 @@ impl<M: Model> UsbBackend for Software<M> {
             .flat_map(|one| one.endpoints.iter().map(|endpoint| endpoint.address))
             .collect();
         let dropped: Vec<Urb> = endpoints.iter().filter_map(|address| state.queues.remove(address)).flatten().collect();
-        drop(state);
-        tell(dropped.into_iter().map(|urb| urb.end(Status::Cancelled)).collect());
+        self.tell(state, dropped.into_iter().map(|urb| urb.end(Status::Cancelled)).collect());
         Ok(())
     }
 
@@ -435,8 +416,7 @@ impl<M: Model> UsbBackend for Software<M> {
         let mut state = self.present()?;
         self.apply(&mut state, Answer::Halt(endpoint.0, false))?;
         let ended = state.pump(&self.info);
-        drop(state);
-        tell(ended);
+        self.tell(state, ended);
         Ok(())
     }
 
@@ -448,15 +428,15 @@ impl<M: Model> UsbBackend for Software<M> {
         let configuration = state.configuration;
         state.model.configured(configuration);
         let dropped: Vec<Urb> = std::mem::take(&mut state.queues).into_values().flatten().collect();
-        drop(state);
-        tell(dropped.into_iter().map(|urb| urb.end(Status::Cancelled)).collect());
+        self.tell(state, dropped.into_iter().map(|urb| urb.end(Status::Cancelled)).collect());
         Ok(())
     }
 }
 
 impl<M: Model> Drop for Software<M> {
     fn drop(&mut self) {
-        let queues = std::mem::take(&mut self.lock().queues);
-        tell(queues.into_values().flatten().map(|urb| urb.end(Status::Cancelled)).collect());
+        let mut state = self.lock();
+        let queues = std::mem::take(&mut state.queues);
+        self.tell(state, queues.into_values().flatten().map(|urb| urb.end(Status::Cancelled)).collect());
     }
 }

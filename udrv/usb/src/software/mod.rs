@@ -6,6 +6,7 @@
 
 mod bus;
 mod standard;
+mod urb;
 
 pub use bus::Software;
 

@@ -1,0 +1,210 @@
+//! The driver on the model, the test at the other end of its line.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use udrv::clock::Deadline;
+use udrv::irq::{Delivery, IrqDomain};
+use udrv::mmio::Window;
+use udrv_backend::{AnyBackend, Error, RegionIndex, Result};
+use udrv_model::ModelBackend;
+use udrv_uart16550::driver::{Counts, Parity, Settings, StopBits, Uart};
+use udrv_uart16550::model::{Plug, UartModel, uart16550};
+use udrv_uart16550::registers::{LineStatus, ModemControl, ModemStatus};
+
+const DELIVERIES: [Delivery; 3] = [Delivery::Thread, Delivery::Signal, Delivery::Poll];
+
+/// A driver, and the model of its device.
+struct Line {
+    uart: Uart,
+    model: Arc<ModelBackend<UartModel>>,
+    irqs: IrqDomain,
+}
+
+fn attach(device: AnyBackend, irqs: &IrqDomain, settings: Settings) -> Result<Uart> {
+    let window = Window::open(&device, RegionIndex::BAR0)?;
+    Uart::attach(&device, window, irqs, settings, || {})
+}
+
+impl Line {
+    fn new(delivery: Delivery, settings: Settings) -> Self {
+        let model = Arc::new(ModelBackend::new("uart", UartModel::new(Plug::Outside)));
+        let irqs = IrqDomain::new(delivery).expect("a domain");
+        let uart = attach(model.clone(), &irqs, settings).expect("attached");
+        Self { uart, model, irqs }
+    }
+
+    fn arrive(&self, bytes: &[u8], errors: LineStatus) {
+        bytes.iter().for_each(|byte| self.model.from_outside(|model| model.receive(*byte, errors)));
+    }
+
+    /// Waits until the driver has counted what it is to count.
+    fn counted(&self, what: &str, done: impl Fn(Counts) -> bool) -> Counts {
+        self.irqs.wait(what, soon(), || done(self.uart.counts())).expect("counted");
+        self.uart.counts()
+    }
+}
+
+fn soon() -> Deadline {
+    Deadline::after(Duration::from_secs(20))
+}
+
+/// As many bytes as are asked for.
+fn read_exactly(uart: &Uart, length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    let mut have = 0;
+    while have < length {
+        uart.wait_readable(soon()).expect("a character");
+        have += uart.read(&mut bytes[have..]).expect("read");
+    }
+    bytes
+}
+
+#[test]
+fn bytes_go_both_ways_in_every_delivery() {
+    for delivery in DELIVERIES {
+        let line = Line::new(delivery, Settings::default());
+        assert_eq!(line.uart.write(b"from the driver, more than a FIFO").expect("written"), 33);
+        line.uart.drain(soon()).expect("sent");
+        assert_eq!(line.model.from_outside(UartModel::take_sent), b"from the driver, more than a FIFO", "{delivery:?}");
+        line.arrive(b"to it", LineStatus::empty());
+        assert_eq!(read_exactly(&line.uart, 5), b"to it", "{delivery:?}");
+        assert_eq!(line.uart.read(&mut [0; 8]).expect("nothing"), 0);
+    }
+}
+
+#[test]
+fn loopback_plug_returns_many_bytes_in_order() {
+    for delivery in DELIVERIES {
+        let irqs = IrqDomain::new(delivery).expect("a domain");
+        let settings = Settings { wait_for_cts: true, ..Settings::default() };
+        let uart = attach(Arc::new(uart16550()), &irqs, settings).expect("attached");
+        let bytes: Vec<u8> = (0..1u32 << 17).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        let (mut written, mut came) = (0, Vec::<u8>::new());
+        let mut piece = [0; 1000];
+        while came.len() < bytes.len() {
+            written += uart.write(&bytes[written..]).expect("written");
+            uart.wait_readable(soon()).expect("a character");
+            let length = uart.read(&mut piece).expect("read");
+            came.extend(&piece[..length]);
+        }
+        assert!(came == bytes, "other bytes, {delivery:?}");
+        let counts = uart.counts();
+        assert_eq!((counts.sent, counts.received, counts.overruns), (1 << 17, 1 << 17, 0), "{delivery:?}");
+    }
+}
+
+#[test]
+fn errors_are_counted_and_a_break_is_no_character() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    line.arrive(b"p", LineStatus::PARITY_ERROR);
+    line.arrive(b"f", LineStatus::FRAMING_ERROR);
+    line.arrive(&[0], LineStatus::BREAK | LineStatus::FRAMING_ERROR);
+    line.arrive(b"x", LineStatus::empty());
+    assert_eq!(read_exactly(&line.uart, 3), b"pfx");
+    let counts = line.counted("three characters", |counts| counts.received == 3);
+    assert_eq!((counts.parity_errors, counts.framing_errors, counts.breaks), (1, 1, 1));
+}
+
+#[test]
+fn characters_beyond_the_fifo_are_counted_as_an_overrun() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    // No handler runs while these arrive.
+    line.irqs.off(|_| line.arrive(&[b'x'; 20], LineStatus::empty()));
+    let counts = line.counted("an overrun", |counts| counts.overruns > 0);
+    assert_eq!((counts.received, counts.overruns), (16, 1));
+    assert_eq!(read_exactly(&line.uart, 16), [b'x'; 16]);
+}
+
+#[test]
+fn full_queue_asks_the_other_end_to_wait_and_loses_nothing() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    let has = |output| line.model.from_outside(|model| model.outputs().contains(output));
+    let mut arrived = 0usize;
+    // Beyond the request to wait, until the device has no room either.
+    let full = Deadline::after(Duration::from_secs(60));
+    while line.model.from_outside(|model| model.has_room()) || line.uart.counts().received < 4096 {
+        if line.model.from_outside(|model| model.has_room()) {
+            line.arrive(&[arrived as u8], LineStatus::empty());
+            arrived += 1;
+        }
+        assert!(full.remaining().is_some(), "{arrived} characters have arrived: {:?}", line.uart.counts());
+        std::thread::yield_now();
+    }
+    assert!(!has(ModemControl::RTS), "RTS is on with a full queue");
+    assert_eq!(arrived, 4096 + 16);
+    let came = read_exactly(&line.uart, arrived);
+    assert!(came.iter().enumerate().all(|(at, byte)| *byte == at as u8), "other bytes");
+    assert!(has(ModemControl::RTS), "RTS is off with an empty queue");
+    assert_eq!(line.uart.counts().overruns, 0);
+}
+
+#[test]
+fn sending_waits_for_cts_if_it_is_to() {
+    let line = Line::new(Delivery::Thread, Settings { wait_for_cts: true, ..Settings::default() });
+    line.uart.write(b"held").expect("written");
+    let missed = line.uart.drain(Deadline::after(Duration::from_millis(50)));
+    assert!(matches!(missed, Err(Error::Timeout { .. })), "{missed:?}");
+    assert!(line.model.from_outside(UartModel::take_sent).is_empty());
+    line.model.from_outside(|model| model.set_inputs(ModemStatus::CTS | ModemStatus::DCD));
+    line.uart.drain(soon()).expect("sent");
+    assert_eq!(line.model.from_outside(UartModel::take_sent), b"held");
+    assert_eq!(line.uart.modem(), ModemStatus::CTS | ModemStatus::DCD);
+    assert_eq!(line.uart.counts().modem_changes, 2);
+}
+
+#[test]
+fn settings_reach_the_divisor_latch_and_the_line_control() {
+    let settings =
+        Settings { baud: 9600, data_bits: 7, parity: Parity::Even, stop_bits: StopBits::Two, wait_for_cts: false };
+    let line = Line::new(Delivery::Thread, settings);
+    let lcr = || udrv_backend::Backend::read(&*line.model, RegionIndex(0), 3, udrv_backend::Width::Bits8);
+    assert_eq!((line.model.from_outside(|model| model.divisor()), lcr().expect("LCR")), (12, 0x1e));
+    line.uart.set_line(Settings { baud: 50, ..Settings::default() }, soon()).expect("set");
+    assert_eq!((line.model.from_outside(|model| model.divisor()), lcr().expect("LCR")), (2304, 0x03));
+    for baud in [0, 1, 115_201] {
+        let refused = line.uart.set_line(Settings { baud, ..Settings::default() }, soon()).expect_err("no such speed");
+        assert!(refused.to_string().contains(&format!("no speed of {baud} baud")), "{refused}");
+    }
+    assert_eq!(line.model.from_outside(|model| model.divisor()), 2304, "it is as it was");
+}
+
+#[test]
+fn wake_is_called_for_what_arrives() {
+    let model = Arc::new(ModelBackend::new("uart", UartModel::new(Plug::Outside)));
+    let irqs = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let device: AnyBackend = model.clone();
+    let window: Window<8> = Window::open(&device, RegionIndex::BAR0).expect("BAR 0");
+    let woken = Arc::new(AtomicUsize::new(0));
+    let wake = {
+        let woken = Arc::clone(&woken);
+        move || {
+            woken.fetch_add(1, Ordering::Release);
+        }
+    };
+    let _uart = Uart::attach(&device, window, &irqs, Settings::default(), wake).expect("attached");
+    assert_eq!(woken.load(Ordering::Acquire), 0, "nothing has arrived");
+    model.from_outside(|model| model.receive(b'x', LineStatus::empty()));
+    irqs.wait("the wake", soon(), || woken.load(Ordering::Acquire) > 0).expect("woken");
+}
+
+#[test]
+fn device_that_is_no_16550_is_refused() {
+    let irqs = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let mut stuck = udrv::debug::fault::FaultPlan::default();
+    stuck.faults.push(udrv::debug::fault::Fault::StuckBits { region: 0, offset: 2, ones: 0, zeros: 0x80 });
+    let device = udrv::debug::fault::Faulty::new(uart16550(), stuck).expect("a faulty device");
+    let refused = attach(Arc::new(device), &irqs, Settings::default()).err().expect("refused").to_string();
+    assert!(refused.contains("0x41 in IIR") && refused.contains("16550A"), "{refused}");
+}
+
+#[test]
+fn shut_down_leaves_no_interrupt_and_nobody_present() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    line.uart.shut_down().expect("quiet");
+    let register =
+        |offset| udrv_backend::Backend::read(&*line.model, RegionIndex(0), offset, udrv_backend::Width::Bits8);
+    assert_eq!([1, 4].map(|offset| register(offset).expect("a register")), [0, 0], "IER, MCR");
+    line.arrive(b"x", LineStatus::empty());
+    assert!(!line.model.from_outside(|model| udrv_model::DeviceModel::line(model)));
+}

@@ -1,0 +1,286 @@
+//! What a driver does wrong, or at an odd moment, in its handlers and halves: an error or what it meant, never a deadlock and
+//! never a domain that is of no use to the others.
+
+mod irq_device;
+
+use irq_device::{Counted, DELIVERIES, Lines, counting, soon, until};
+use std::panic::panic_any;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::Duration;
+use udrv::clock::Deadline;
+use udrv::irq::{BottomHalf, Delivery, IrqDomain, IrqOptions, IrqReturn, Registration};
+use udrv_backend::{Error, IrqIndex};
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Panics when it is dropped, as a handler's own data may.
+struct PanicsOnDrop;
+
+impl Drop for PanicsOnDrop {
+    fn drop(&mut self) {
+        panic!("dropped");
+    }
+}
+
+/// Another thread can open a section, and another source is delivered.
+fn assert_of_use(domain: &IrqDomain, device: &Arc<Lines>) {
+    let runs = Arc::new(AtomicU64::new(0));
+    let other = domain.register(&device.backend(), IrqIndex::MSI, 7, counting(&runs)).expect("registered");
+    let elsewhere = domain.clone();
+    let section = std::thread::spawn(move || elsewhere.off(|_| {}));
+    until("a section of another thread", || section.is_finished());
+    device.fire(7);
+    domain.wait("another source", soon(), || runs.load(Ordering::SeqCst) > 0).expect("delivered");
+    drop(other);
+}
+
+#[test]
+fn handler_that_panics_once_more_when_dropped_leaves_the_domain_of_use() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let bomb = PanicsOnDrop;
+        let handler = move |_| {
+            let _mine = &bomb;
+            panic!("run")
+        };
+        let irq = domain.register(&device.backend(), IrqIndex::MSI, 0, handler).expect("registered");
+        irq.pend();
+        assert_of_use(&domain, &device);
+    }
+}
+
+#[test]
+fn handler_that_panics_with_what_panics_when_dropped_leaves_the_domain_of_use() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let irq =
+            domain.register(&device.backend(), IrqIndex::MSI, 0, |_| panic_any(PanicsOnDrop)).expect("registered");
+        irq.pend();
+        assert_of_use(&domain, &device);
+    }
+}
+
+#[test]
+fn bottom_half_that_panics_once_more_when_dropped_leaves_the_others_of_use() {
+    for delivery in DELIVERIES {
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let bomb = PanicsOnDrop;
+        let bad = domain.bottom_half(move || {
+            let _mine = &bomb;
+            panic!("run")
+        });
+        bad.schedule();
+        let runs = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&runs);
+        let good = domain.bottom_half(move || {
+            count.fetch_add(1, Ordering::SeqCst);
+        });
+        good.schedule();
+        assert_eq!(runs.load(Ordering::SeqCst), 1, "{delivery:?}");
+    }
+}
+
+#[test]
+fn threaded_half_that_panics_is_not_called_again_and_its_line_is_silenced() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let runs = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&runs);
+        let half = move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+            panic!("run")
+        };
+        let wake = |_| IrqReturn::WakeThread;
+        let options = IrqOptions::default();
+        let irq =
+            domain.register_threaded(&device.backend(), IrqIndex::MSI, 0, options, wake, half).expect("registered");
+        irq.pend();
+        until("its end", || runs.load(Ordering::SeqCst) == 1 && !irq.is_active());
+        irq.pend();
+        until("its end", || !irq.is_active());
+        assert_eq!(runs.load(Ordering::SeqCst), 1, "{delivery:?}: it was called again");
+        assert!(!device.is_armed(0), "{delivery:?}: nobody is left to handle it");
+        assert_of_use(&domain, &device);
+    }
+}
+
+#[test]
+fn bottom_half_dropped_in_a_handler_while_it_runs_does_not_deadlock() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let (begin, begun) = mpsc::channel();
+        let (go, told) = mpsc::channel::<()>();
+        let work = {
+            let domain = domain.clone();
+            move || {
+                _ = begin.send(());
+                _ = told.recv_timeout(PATIENCE);
+                domain.off(|_| {});
+            }
+        };
+        let half = Arc::new(Mutex::new(Some(domain.bottom_half(work))));
+        let register = |vector, use_it: fn(&mut Option<BottomHalf>)| {
+            let half = Arc::clone(&half);
+            let handler = move |_| {
+                use_it(&mut half.lock().expect("no test panics inside"));
+                IrqReturn::Handled
+            };
+            domain.register(&device.backend(), IrqIndex::MSI, vector, handler).expect("registered")
+        };
+        let scheduling = register(0, |half| half.as_ref().expect("not dropped yet").schedule());
+        let dropping = register(1, |half| drop(half.take()));
+        let runner = std::thread::spawn(move || scheduling.pend());
+        begun.recv_timeout(PATIENCE).expect("it runs");
+        let dropper = std::thread::spawn(move || dropping.pend());
+        until("the handler", || half.try_lock().is_ok_and(|half| half.is_none()) || dropper.is_finished());
+        go.send(()).expect("told");
+        until("both", || runner.is_finished() && dropper.is_finished());
+    }
+}
+
+/// Registrations that their own handlers use. Never dropped: the handlers own them.
+type Own = Arc<OnceLock<Registration>>;
+
+#[test]
+fn disable_of_another_handler_of_the_line_in_a_threaded_half_is_an_error() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let other = Own::default();
+        let (tell, told) = mpsc::channel();
+        let half = {
+            let other = Arc::clone(&other);
+            move |_| {
+                let outcome = other.get().expect("registered").disable();
+                _ = tell.send(matches!(outcome, Err(Error::NotSupported { .. })));
+            }
+        };
+        let options = IrqOptions { shared: true, ..IrqOptions::default() };
+        let backend = device.backend();
+        let wake = |_| IrqReturn::WakeThread;
+        let one = domain.register_threaded(&backend, IrqIndex::MSI, 0, options, wake, half).expect("registered");
+        let second = domain.register_with(&backend, IrqIndex::MSI, 0, options, |_| IrqReturn::None);
+        assert!(other.set(second.expect("registered")).is_ok());
+        one.pend();
+        // Not dropped if it hangs: dropping would wait for it.
+        let one = std::mem::ManuallyDrop::new(one);
+        assert_eq!(told.recv_timeout(PATIENCE), Ok(true), "{delivery:?}");
+        drop(std::mem::ManuallyDrop::into_inner(one));
+    }
+}
+
+#[test]
+fn disable_in_a_handler_while_a_threaded_half_waits_for_its_end_is_an_error() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let (begin, begun) = mpsc::channel();
+        let (go, may_go) = mpsc::channel::<()>();
+        let half = {
+            let domain = domain.clone();
+            move |_| {
+                _ = begin.send(());
+                _ = may_go.recv_timeout(PATIENCE);
+                domain.off(|_| {});
+            }
+        };
+        let options = IrqOptions::default();
+        let wake = |_| IrqReturn::WakeThread;
+        let threaded = domain.register_threaded(&device.backend(), IrqIndex::MSI, 0, options, wake, half);
+        let threaded = Own::new(OnceLock::from(threaded.expect("registered")));
+        let (tell, told) = mpsc::channel();
+        let disabling = {
+            let threaded = Arc::clone(&threaded);
+            move |_| {
+                let outcome = threaded.get().expect("registered").disable();
+                _ = tell.send(matches!(outcome, Err(Error::NotSupported { .. })));
+                IrqReturn::Handled
+            }
+        };
+        let disabling = domain.register(&device.backend(), IrqIndex::MSI, 1, disabling).expect("registered");
+        threaded.get().expect("registered").pend();
+        begun.recv_timeout(PATIENCE).expect("the half runs");
+        let pending = std::thread::spawn(move || disabling.pend());
+        let outcome = told.recv_timeout(PATIENCE);
+        go.send(()).expect("told");
+        assert_eq!(outcome, Ok(true), "{delivery:?}");
+        until("the handler's end", || pending.is_finished());
+    }
+}
+
+#[test]
+fn handler_that_registers_its_successor_leaves_that_one_armed() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let slot = Arc::new(Mutex::new(None));
+        let runs = Arc::new(AtomicU64::new(0));
+        let first = {
+            let (slot, runs, domain, backend) =
+                (Arc::clone(&slot), Arc::clone(&runs), domain.clone(), device.backend());
+            move |_| {
+                let mut slot = slot.lock().expect("no test panics inside");
+                drop(slot.take());
+                *slot = Some(domain.register(&backend, IrqIndex::MSI, 0, counting(&runs)).expect("registered"));
+                IrqReturn::Handled
+            }
+        };
+        let first = domain.register(&device.backend(), IrqIndex::MSI, 0, first).expect("registered");
+        let raiser = first.raiser();
+        *slot.lock().expect("no test panics inside") = Some(first);
+        raiser.raise();
+        // The lock is held until the handler is done but for its last line, and a section waits for that.
+        until("the first handler", || {
+            domain.deliver();
+            slot.try_lock().is_ok_and(|slot| slot.as_ref().is_some_and(|irq: &Registration| irq.stats().raised == 0))
+        });
+        domain.off(|_| {});
+        assert!(device.is_armed(0), "{delivery:?}: its successor was disarmed");
+        device.fire(0);
+        domain.wait("its successor", soon(), || runs.load(Ordering::SeqCst) == 1).expect("delivered");
+    }
+}
+
+#[test]
+fn wait_in_a_bottom_half_on_the_domains_own_thread_is_an_error_at_once() {
+    let it = Counted::new(Delivery::Thread);
+    let (tell, told) = mpsc::channel();
+    let half = {
+        let domain = it.domain.clone();
+        it.domain.bottom_half(move || {
+            let outcome = domain.wait("what nobody can deliver", Deadline::after(PATIENCE), || false);
+            _ = tell.send(outcome.expect_err("it cannot be").to_string());
+        })
+    };
+    let schedule = move |_| {
+        half.schedule();
+        IrqReturn::Handled
+    };
+    let irq = it.domain.register(&it.device.backend(), IrqIndex::MSI, 1, schedule).expect("registered");
+    it.device.fire(1);
+    let error = told.recv_timeout(PATIENCE / 2).expect("told before the deadline");
+    assert!(error.contains("the domain's own thread"), "{error}");
+    drop(irq);
+}
+
+#[test]
+fn window_of_a_storm_that_ends_with_a_wake_still_wakes_the_threaded_half() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let (mut left, runs) = (1_999, Arc::new(AtomicU64::new(0)));
+        let handler = move |_| {
+            left -= 1;
+            if left >= 0 { IrqReturn::None } else { IrqReturn::WakeThread }
+        };
+        let count = Arc::clone(&runs);
+        let half = move |_| {
+            count.fetch_add(1, Ordering::SeqCst);
+        };
+        let options = IrqOptions { storm_window: 2_000, ..IrqOptions::default() };
+        let irq = domain.register_threaded(&device.backend(), IrqIndex::MSI, 0, options, handler, half);
+        let irq = irq.expect("registered");
+        for count in 1..=2_000 {
+            irq.pend();
+            until("each delivery", || irq.stats().delivered == count);
+        }
+        until("the half", || runs.load(Ordering::SeqCst) == 1);
+    }
+}

@@ -1,0 +1,251 @@
+//! `udrv irqs`, `regs`, `dma`, `accesses`, `poke`, `raise` on a driver that runs in another process, served by a stub.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use stub_driver::serve::{DeviceServer, Export};
+use udrv::clock::Deadline;
+use udrv_backend::{AnyBackend, Backend as _, RegionIndex, Width};
+
+/// Longer than anything here takes on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A driver in a process of its own, its device served from here; ended when dropped.
+struct Driven {
+    child: Child,
+    model: AnyBackend,
+    address: String,
+    folder: PathBuf,
+    _server: DeviceServer,
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Driven {
+    /// The edu driver, while it takes interrupts without end.
+    fn start() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let folder = std::env::temp_dir().join(format!("udrv-outside-{}-{number}", std::process::id()));
+        std::fs::create_dir(&folder).expect("a folder");
+        let model: AnyBackend = Arc::new(udrv_edu::model::edu());
+        let export = Export::shared("edu", Arc::new(Arc::clone(&model)));
+        let server = DeviceServer::start(export, &folder.join("edu.sock")).expect("served");
+        let address = format!("unix:{}", server.path().display());
+        let mut child = Command::new(env!("CARGO_BIN_EXE_udrv"))
+            .args(["run", "edu", "--samples", "100000000", "--device", &address])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("started");
+        let output = BufReader::new(child.stdout.take().expect("its output"));
+        let it = Self { child, model, address, folder, _server: server };
+        let section = output.lines().map_while(Result::ok).find(|line| line.starts_with("section"));
+        assert!(section.is_some(), "the driver ended before it took interrupts");
+        it
+    }
+
+    /// What a command says of it.
+    #[track_caller]
+    fn ask(&self, arguments: &[&str]) -> String {
+        let pid = self.child.id().to_string();
+        let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(arguments).args(["--pid", &pid]).output();
+        let output = output.expect("udrv starts");
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    }
+
+    #[track_caller]
+    fn ask_json(&self, arguments: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ask(&[arguments, &["--json"]].concat())).expect("JSON")
+    }
+
+    fn delivered(&self) -> u64 {
+        self.ask_json(&["irqs"])["sources"][0]["delivered"].as_u64().expect("a number")
+    }
+}
+
+#[track_caller]
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    Deadline::after(PATIENCE).poll(what, || Ok(done())).expect("in time");
+}
+
+#[test]
+fn irqs_of_another_process_are_counted_while_it_runs() {
+    let driven = Driven::start();
+    let before = driven.delivered();
+    until("more interrupts", || driven.delivered() > before);
+
+    let text = driven.ask(&["irqs", &driven.address]);
+    assert!(text.contains(&format!("MSI vector 0 of {} (thread; enabled", driven.address)), "{text}");
+    let source = &driven.ask_json(&["irqs", &driven.address])["sources"][0];
+    // The account is read while it changes: one delivery may be counted on one side only.
+    let [raised, delivered, merged, pending] =
+        ["raised", "delivered", "merged", "pending"].map(|name| source[name].as_u64().expect("a number"));
+    assert!(raised.abs_diff(delivered + merged + pending) <= 2, "{source}");
+}
+
+#[test]
+fn device_is_found_by_its_address_and_an_unknown_one_is_refused() {
+    let driven = Driven::start();
+    let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(["irqs", &driven.address]).output().expect("starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(["irqs", "pci:0000:77:00.0"]).output().expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.lines().count() == 1, "{said}");
+    assert!(said.contains("no process that you may look at drives pci:0000:77:00.0"), "{said}");
+}
+
+#[test]
+fn accesses_are_the_drivers_last_ones_by_name() {
+    let driven = Driven::start();
+    until("a raise among the last 100 accesses", || {
+        driven.ask(&["accesses", "100"]).contains("write BAR0 interrupt raise          0x00000010")
+    });
+    let all = driven.ask_json(&["accesses", "50"]);
+    let numbers: Vec<_> = all.as_array().expect("a list").iter().map(|it| it["number"].as_u64()).collect();
+    assert_eq!(numbers.len(), 50);
+    assert!(numbers.is_sorted(), "{numbers:?}");
+}
+
+#[test]
+fn dma_shows_the_mappings_and_their_owner() {
+    let driven = Driven::start();
+    let buffers = driven.ask_json(&["dma"]);
+    let told: Vec<_> = buffers.as_array().expect("a list").iter().collect();
+    assert_eq!(told.len(), 2, "{buffers}");
+    for (buffer, (reads, writes)) in told.iter().zip([(true, false), (false, true)]) {
+        assert_eq!(buffer["length"], 4095);
+        assert_eq!(buffer["size"], 4096);
+        assert_eq!((&buffer["device_reads"], &buffer["device_writes"]), (&reads.into(), &writes.into()));
+        assert_eq!(buffer["owner"], "driver");
+    }
+}
+
+#[test]
+fn process_that_stands_still_is_looked_at_all_the_same() {
+    let driven = Driven::start();
+    let process = nix::unistd::Pid::from_raw(driven.child.id() as i32);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+    nix::sys::wait::waitpid(process, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).expect("it stands");
+    let before = driven.delivered();
+    assert_eq!(driven.delivered(), before, "it stands");
+    driven.model.read(RegionIndex::BAR0, 0, Width::Bits32).expect("read");
+    // The eventfd counts what nobody takes; the driver's own wait for one of its own is not disturbed by it.
+    let eventfd = driven.ask_json(&["irqs"])["sources"][0]["eventfd"].as_u64().expect("a descriptor");
+    let count = || {
+        let info = std::fs::read_to_string(format!("/proc/{process}/fdinfo/{eventfd}")).expect("there");
+        let line = info.lines().find_map(|line| line.strip_prefix("eventfd-count:").map(str::to_owned));
+        u64::from_str_radix(line.expect("a count").trim(), 16).expect("hexadecimal")
+    };
+    let counted = count();
+    driven.ask(&["raise", "0"]);
+    assert_eq!(count(), counted + 1);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).expect("goes on");
+    until("the interrupt that was raised", || driven.delivered() > before);
+}
+
+#[test]
+fn killed_driver_leaves_a_bundle_with_its_last_access() {
+    let mut driven = Driven::start();
+    driven.child.kill().expect("killed");
+    driven.child.wait().expect("ended");
+    let folder = driven.folder.join("bundles");
+    let bundle = || Some(std::fs::read_dir(&folder).ok()?.next()?.ok()?.path());
+    // Written in one go behind its creation.
+    until("a bundle", || bundle().is_some_and(|path| std::fs::read_to_string(path).is_ok_and(|it| it.ends_with('}'))));
+    let path = bundle().expect("it is there");
+    let said = Command::new(env!("CARGO_BIN_EXE_udrv")).arg("inspect").arg(path).output().expect("udrv starts");
+    let said = String::from_utf8(said.stdout).expect("text");
+    let pid = driven.child.id();
+    assert!(
+        said.starts_with(&format!("model:edu: its driver ended without letting go of it: process {pid} of ")),
+        "{said}"
+    );
+    assert!(said.contains("\nidentification             0x0000  0x010000ed\n"), "{said}");
+    assert!(said.contains(&format!("MSI vector 0 of {} (thread; enabled", driven.address)), "{said}");
+    assert!(said.contains("BAR0 interrupt "), "{said}");
+}
+
+/// A driver that panics.
+struct Panics;
+
+impl udrv::host::Driver for Panics {
+    type Config = ();
+
+    fn probe(_context: &udrv::host::Context, (): ()) -> udrv::Result<Self> {
+        Ok(Self)
+    }
+
+    fn run(&mut self, _context: &udrv::host::Context) -> udrv::Result<()> {
+        panic!("the ring has no end")
+    }
+}
+
+/// Not a test by itself: the process of a driver that panics.
+#[test]
+fn child_process_is_a_driver_that_panics() {
+    let Some(address) = std::env::var_os("UDRV_TEST_PANICS") else { return };
+    let device = udrv::open(address.to_str().expect("UTF-8")).expect("connected");
+    let mut host = udrv::host::Host::new();
+    host.start::<Panics>(device, udrv::irq::Delivery::Thread, ()).expect("started");
+    let reports = host.join();
+    assert!(matches!(&reports[0].ended, udrv::host::Ended::Panicked(_)), "{reports:?}");
+}
+
+#[test]
+fn driver_that_panicked_leaves_a_bundle_that_says_where() {
+    let folder = std::env::temp_dir().join(format!("udrv-panics-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("a folder");
+    let export = Export::shared("edu", Arc::new(udrv_edu::model::edu()));
+    let server = DeviceServer::start(export, &folder.join("edu.sock")).expect("served");
+    let child = Command::new(std::env::current_exe().expect("this test"))
+        .args(["--exact", "child_process_is_a_driver_that_panics"])
+        .env("UDRV_TEST_PANICS", format!("unix:{}", server.path().display()))
+        .output()
+        .expect("started");
+    assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    drop(server);
+    let bundle = std::fs::read_dir(folder.join("bundles")).expect("bundles").flatten().next().expect("one").path();
+    let said = Command::new(env!("CARGO_BIN_EXE_udrv")).arg("inspect").arg(bundle).output().expect("udrv starts");
+    std::fs::remove_dir_all(&folder).expect("removed");
+    let said = String::from_utf8(said.stdout).expect("text");
+    assert!(said.starts_with("model:edu: its driver panicked: process "), "{said}");
+    assert!(said.contains("panicked at udrv/cli/tests/outside.rs:"), "{said}");
+    assert!(said.contains("the ring has no end"), "{said}");
+    assert!(said.contains("outside::Panics as udrv::host::Driver>::run"), "the backtrace: {said}");
+}
+
+#[test]
+fn driver_that_ends_in_order_leaves_no_bundle() {
+    let driven = Driven::start();
+    let process = nix::unistd::Pid::from_raw(driven.child.id() as i32);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).expect("told to end");
+    nix::sys::wait::waitpid(process, None).expect("ended");
+    // A second driver gets the device once the first's lease has ended, bundle and all.
+    let info = Command::new(env!("CARGO_BIN_EXE_udrv")).args(["info", &driven.address]).output().expect("udrv starts");
+    assert!(info.status.success(), "{}", String::from_utf8_lossy(&info.stderr));
+    assert!(!driven.folder.join("bundles").exists());
+}
+
+#[test]
+fn clock_of_a_process_that_stands_without_a_debuggers_helpers_stands_still() {
+    let driven = Driven::start();
+    let process = nix::unistd::Pid::from_raw(driven.child.id() as i32);
+    let page = udrv_inspect::find(driven.child.id()).expect("a page");
+    assert_eq!(page.look().expect("a page").held_ns, 0);
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGSTOP).expect("stopped");
+    nix::sys::wait::waitpid(process, Some(nix::sys::wait::WaitPidFlag::WUNTRACED)).expect("it stands");
+    let stood = udrv_backend::clock::now();
+    until("half a second", || page.look().is_some_and(|it| it.held_ns >= 500_000_000));
+    assert!(stood.elapsed() >= Duration::from_millis(400), "the clock was set back by more than it stood");
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGCONT).expect("goes on");
+}

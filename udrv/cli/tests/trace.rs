@@ -1,0 +1,131 @@
+//! `udrv trace` as a person uses it: recorded by `udrv run`, shown, filtered, plotted, made shorter.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A folder with a recording of the edu driver's tour in it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("udrv-cli-trace-{}-{name}", std::process::id()));
+        std::fs::create_dir(&path).expect("a folder");
+        Self(path)
+    }
+
+    fn recorded(name: &str, device: &str) -> Self {
+        let it = Self::new(name);
+        let driver: &[&str] = match device {
+            "model:edu" => &["run", "edu", "--samples", "5", "--device", device, "--record"],
+            _ => panic!("no driver of {device}"),
+        };
+        let file = it.0.join("a.trace");
+        succeed(&[driver, &[text(&file)]].concat());
+        it
+    }
+
+    fn file(&self, name: &str) -> String {
+        text(&self.0.join(name)).to_owned()
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _gone = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn udrv(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_udrv")).args(arguments).output().expect("udrv starts")
+}
+
+#[track_caller]
+fn succeed(arguments: &[&str]) -> String {
+    let output = udrv(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+#[test]
+fn show_decodes_by_the_recorded_device_and_filters() {
+    let folder = Folder::recorded("show", "model:edu");
+    let file = folder.file("a.trace");
+    let all = succeed(&["trace", "show", &file]);
+    assert!(all.contains("DMA source address") && all.contains("irqs off, at line") && !all.contains('\x1b'), "{all}");
+    let raised = succeed(&["trace", "show", &file, "--register", "interrupt raise"]);
+    assert!(raised.lines().count() >= 6 && raised.lines().all(|line| line.contains("interrupt raise")), "{raised}");
+    let config = succeed(&["trace", "show", &file, "--region", "7"]);
+    assert!(!config.is_empty() && config.lines().all(|line| line.contains("config")), "{config}");
+    let irqs = succeed(&["trace", "show", &file, "--irq", "--json"]);
+    for line in irqs.lines() {
+        let event: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        assert!(["irq", "handler", "handled"].contains(&event["kind"].as_str().expect("a kind")), "{line}");
+    }
+    let nvme = succeed(&["trace", "show", &file, "--device-map", "nvme", "--range", "0x20..0x28"]);
+    assert!(nvme.contains("AQA") && !nvme.contains("status"), "{nvme}");
+    let unknown = udrv(&["trace", "show", &file, "--device-map", "nvma"]);
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("expected one of edu, nvme"));
+}
+
+#[test]
+fn reader_that_leaves_is_no_error() {
+    let folder = Folder::recorded("left", "model:edu");
+    for command in ["show", "diff"] {
+        let file = folder.file("a.trace");
+        let files = if command == "diff" { vec![file.clone(), file] } else { vec![file] };
+        let mut child = Command::new(env!("CARGO_BIN_EXE_udrv"))
+            .args(["trace", command])
+            .args(files)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("started");
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().expect("ended");
+        assert!(ended.status.success() && ended.stderr.is_empty(), "{command}: {ended:?}");
+    }
+}
+
+#[test]
+fn plot_is_written_beside_the_recording() {
+    let folder = Folder::recorded("plot", "model:edu");
+    succeed(&["trace", "plot", &folder.file("a.trace")]);
+    let svg = std::fs::read_to_string(folder.0.join("a.svg")).expect("written");
+    assert!(svg.contains("model:edu") && svg.contains("raised to handler"), "{svg}");
+}
+
+#[test]
+fn minimise_leaves_what_makes_the_test_fail() {
+    let folder = Folder::recorded("minimise", "model:edu");
+    let (file, short) = (folder.file("a.trace"), folder.file("short.trace"));
+    // It fails while the recording has a transfer's beginning.
+    let test = format!("! {} trace show {{}} | grep -q 'write.*DMA command'", env!("CARGO_BIN_EXE_udrv"));
+    let script = folder.file("test.sh");
+    std::fs::write(&script, test.replace("{}", "\"$1\"")).expect("written");
+    let said = succeed(&["trace", "minimise", &file, "--output", &short, "--", "sh", &script]);
+    assert!(said.contains(" events"), "{said}");
+    let left = succeed(&["trace", "show", &short]);
+    let events: Vec<_> = left.lines().filter(|line| !line.contains("thread ")).collect();
+    assert!(events.len() == 1 && events[0].contains("DMA command"), "{left}");
+    assert!(!folder.0.join("short.trace.candidate").exists());
+}
+
+#[test]
+fn minimise_of_a_test_that_succeeds_or_takes_for_ever_says_so() {
+    let folder = Folder::recorded("minimise-not", "model:edu");
+    let file = folder.file("a.trace");
+    for test in [&["true"][..], &["sh", "-c", "exec sleep 1000"]] {
+        let output = udrv(&[&["trace", "minimise", &file, "--timeout", "1", "--"], test].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains("the test succeeds"), "{said}");
+    }
+}
+
+#[test]
+fn dma_checker_finds_nothing_in_the_edu_driver() {
+    succeed(&["run", "edu", "--samples", "5", "--device", "model:edu", "--sanitise-dma"]);
+}

@@ -1,0 +1,99 @@
+//! `udrv run uart16550` on the model, here and behind the stub: the terminal as another program sees it.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use stub_driver::serve::{DeviceServer, Export};
+
+/// `udrv run uart16550`, and what it says.
+struct Running {
+    process: Child,
+    said: BufReader<ChildStdout>,
+    terminal: PathBuf,
+}
+
+impl Running {
+    fn start(device: &str, link: &Path) -> Self {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_udrv"))
+            .args(["run", "uart16550", "--device", device, "--link"])
+            .arg(link)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("udrv starts");
+        let mut said = BufReader::new(process.stdout.take().expect("its output"));
+        let mut line = String::new();
+        said.read_line(&mut line).expect("a line");
+        Self { process, said, terminal: line.trim_end().into() }
+    }
+
+    /// By SIGTERM; the rest of what it said.
+    fn end(mut self) -> String {
+        kill(Pid::from_raw(self.process.id() as i32), Signal::SIGTERM).expect("signalled");
+        let mut rest = String::new();
+        self.said.read_to_string(&mut rest).expect("UTF-8");
+        assert!(self.process.wait().expect("ended").success());
+        rest
+    }
+}
+
+fn open(terminal: &Path) -> File {
+    let flags = nix::libc::O_NOCTTY;
+    OpenOptions::new().read(true).write(true).custom_flags(flags).open(terminal).expect("the terminal")
+}
+
+/// Writes all of it and reads it back, as it comes: a terminal holds only some thousand bytes.
+fn echo(terminal: &File, bytes: &[u8]) {
+    let mut came = vec![0; bytes.len()];
+    std::thread::scope(|scope| {
+        scope.spawn(|| { terminal }.write_all(bytes).expect("written"));
+        { terminal }.read_exact(&mut came).expect("read");
+    });
+    assert!(came == bytes, "other bytes came back");
+}
+
+fn bytes(seed: u32, count: u32) -> Vec<u8> {
+    (seed..seed + count).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+#[test]
+fn terminal_opened_twice_echoes_by_the_models_plug() {
+    let link = std::env::temp_dir().join(format!("udrv-cli-uart-{}", std::process::id()));
+    let running = Running::start("model:uart16550", &link);
+    assert!(running.terminal.starts_with("/dev/pts"), "{}", running.terminal.display());
+    echo(&open(&link), &bytes(1, 100_000));
+    echo(&open(&running.terminal), &bytes(2, 1000));
+    let said = running.end();
+    assert!(said.starts_with("received 101000, sent 101000; overruns 0, parity errors 0"), "{said}");
+    assert!(!link.exists(), "the link is left");
+}
+
+#[test]
+fn terminal_of_a_device_behind_the_stub_echoes() {
+    let folder = std::env::temp_dir().join(format!("udrv-cli-uart-stub-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("a folder");
+    let model = Arc::new(udrv_uart16550::model::uart16550());
+    let server = DeviceServer::start(Export::shared("uart16550", model), &folder.join("uart.sock")).expect("served");
+    for seed in [1, 2] {
+        let running = Running::start(&format!("unix:{}", server.path().display()), &folder.join("tty"));
+        echo(&open(&folder.join("tty")), &bytes(seed, 5000));
+        assert!(running.end().starts_with("received 5000, sent 5000; overruns 0"));
+    }
+    drop(server);
+    std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+#[test]
+fn device_that_is_no_serial_port_is_refused_in_one_line() {
+    let output = Command::new(env!("CARGO_BIN_EXE_udrv"))
+        .args(["run", "uart16550", "--device", "model:edu"])
+        .output()
+        .expect("udrv starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
+    assert!(error.contains("class code 00ff00: expected 070002") || error.contains("BAR0"), "{error}");
+}

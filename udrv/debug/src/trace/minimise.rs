@@ -1,0 +1,106 @@
+//! A shorter recording that still fails.
+
+use super::event::{Event, What};
+
+/// How far it has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Candidates tried.
+    pub tried: usize,
+    /// Events of the shortest that failed.
+    pub left: usize,
+}
+
+/// The shortest list of events found for which `fails` still says so, which it must of all of them: first the end is cut
+/// off, then ever smaller pieces are left out (after Zeller and Hildebrandt's ddmin), until none of one event can be.
+/// Names of threads stay. `fails` may be wrong now and then; what is returned did fail.
+///
+/// # Errors
+/// What `fails` gave.
+pub fn minimise<E>(
+    events: &[Event],
+    mut fails: impl FnMut(&[Event]) -> Result<bool, E>,
+    mut tell: impl FnMut(Progress),
+) -> Result<Vec<Event>, E> {
+    let mut tried = 0;
+    let mut attempt = |candidate: &[Event]| {
+        tried += 1;
+        let failed = fails(candidate)?;
+        tell(Progress { tried, left: candidate.len() });
+        Ok(failed)
+    };
+    let mut best = cut(events, &mut attempt)?;
+    let mut size = best.len().div_ceil(2);
+    while size > 0 {
+        let mut start = 0;
+        let mut shorter = false;
+        while start < best.len() {
+            let piece = start..best.len().min(start + size);
+            let kept = |(at, event): &(usize, &Event)| !piece.contains(at) || matches!(event.what, What::Thread { .. });
+            let candidate: Vec<Event> = best.iter().enumerate().filter(kept).map(|(_, event)| event.clone()).collect();
+            if candidate.len() < best.len() && attempt(&candidate)? {
+                best = candidate;
+                shorter = true;
+            } else {
+                start += size;
+            }
+        }
+        // What was needed may not be any more, now that something else is gone.
+        if !shorter || size > 1 {
+            size /= 2;
+        }
+    }
+    Ok(best)
+}
+
+/// The shortest beginning that fails, by halving: what comes after the failure is most of a recording.
+fn cut<E>(events: &[Event], attempt: &mut impl FnMut(&[Event]) -> Result<bool, E>) -> Result<Vec<Event>, E> {
+    let (mut passes, mut fails) = (0, events.len());
+    while fails - passes > 1 {
+        let middle = passes + (fails - passes) / 2;
+        match events.get(..middle) {
+            Some(beginning) if attempt(beginning)? => fails = middle,
+            _ => passes = middle,
+        }
+    }
+    Ok(events.get(..fails).unwrap_or(events).to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::convert::Infallible;
+    use std::time::Duration;
+    use udrv_backend::IrqIndex;
+
+    fn event(number: u64) -> Event {
+        let what = What::Irq { index: IrqIndex::MSI, vector: number as u32, count: 1 };
+        Event { number, time: Duration::from_nanos(number), thread: 1, what }
+    }
+
+    fn numbers(events: &[Event]) -> Vec<u64> {
+        events.iter().map(|event| event.number).collect()
+    }
+
+    #[test]
+    fn events_that_it_takes_to_fail_are_what_is_left() {
+        let events: Vec<_> = (0..1000).map(event).collect();
+        let needed = [17, 18, 400, 731];
+        let fails =
+            |candidate: &[Event]| Ok::<_, Infallible>(needed.iter().all(|number| numbers(candidate).contains(number)));
+        let mut last = Progress { tried: 0, left: 0 };
+        let Ok(shortest) = minimise(&events, fails, |progress| last = progress);
+        assert_eq!(numbers(&shortest), needed);
+        assert!(last.tried < 200, "{last:?}");
+    }
+
+    #[test]
+    fn names_of_threads_stay_and_an_error_ends_it() {
+        let mut events: Vec<_> = (0..10).map(event).collect();
+        events[3].what = What::Thread { name: "driver".into() };
+        let fails = |candidate: &[Event]| Ok::<_, Infallible>(numbers(candidate).contains(&9));
+        let Ok(shortest) = minimise(&events, fails, |_| {});
+        assert_eq!(numbers(&shortest), [3, 9]);
+        assert_eq!(minimise(&events, |_| Err("no such test"), |_| {}), Err("no such test"));
+    }
+}
