@@ -53,8 +53,9 @@ while [ "$round" -lt "$rounds" ]; do
     ours randread-qd32-polled polled --depth 32
     ours read-128k interrupt --work read --size 131072 --depth 8
     ours write-128k interrupt --work write --size 131072 --depth 8
+    # polled, so that all of them wait in the same way
     for queues in 1 2 4 8; do
-        ours growth-$queues interrupt --depth 8 --queues $queues
+        ours growth-$queues polled --depth 8 --queues $queues
     done
     "$stub" release "$nvme" >/dev/null
     wait_for_disk

@@ -3,7 +3,7 @@
 # with the kernel's cdc_acm as the peer.
 # deadline: 180
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/../vm-usb/lib-usb.sh"
+. "$(dirname "$0")/lib-usb.sh"
 
 modprobe -a xhci_pci ftdi_sio cdc-acm vhci-hcd || fail "cannot load the drivers"
 within 20 usb_port_of 0403:6001 >/dev/null

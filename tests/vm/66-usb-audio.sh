@@ -2,7 +2,7 @@
 # The sound driver on QEMU's usb-audio, which writes what it plays into a WAV file: what was played is in it, sample for sample.
 # deadline: 120
 . "$(dirname "$0")/lib.sh"
-. "$(dirname "$0")/../vm-usb/lib-usb.sh"
+. "$(dirname "$0")/lib-usb.sh"
 
 modprobe -a xhci_pci snd-usb-audio || fail "cannot load the drivers"
 within 20 usb_port_of 46f4:0002 >/dev/null

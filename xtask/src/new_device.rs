@@ -29,7 +29,7 @@ const FILES: [(&str, &str); 8] = [
 ];
 
 /// In the workspace's manifest, the lines that new ones are put before.
-const MEMBERS_END: &str = "    \"examples\", \"tests\", \"xtask\",\n";
+const MEMBERS_END: &str = "    \"examples\", ";
 const DEPENDENCIES_END: &str = "stub-driver = { path = \"stub-driver\" }\n";
 
 pub(crate) fn run(args: &NewDeviceArgs) -> Result<()> {

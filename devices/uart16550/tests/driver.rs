@@ -154,6 +154,23 @@ fn sending_waits_for_cts_if_it_is_to() {
 }
 
 #[test]
+fn line_that_never_pauses_does_not_keep_the_driver_from_sending() {
+    let line = Line::new(Delivery::Poll, Settings::default());
+    let fill = || {
+        while line.model.from_outside(|model| model.has_room()) {
+            line.arrive(b"r", LineStatus::empty());
+        }
+    };
+    fill();
+    line.uart.write(b"to be sent").expect("written");
+    // One run of the handler, in which IIR shows received characters first.
+    line.irqs.deliver();
+    fill();
+    line.irqs.deliver();
+    assert_eq!(line.model.from_outside(UartModel::take_sent), b"to be sent");
+}
+
+#[test]
 fn settings_reach_the_divisor_latch_and_the_line_control() {
     let settings =
         Settings { baud: 9600, data_bits: 7, parity: Parity::Even, stop_bits: StopBits::Two, wait_for_cts: false };

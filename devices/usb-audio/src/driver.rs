@@ -233,11 +233,16 @@ pub enum Filled {
     Last(usize),
 }
 
+/// Fills all of a buffer, or says how much.
+type Source = dyn FnMut(&mut [u8]) -> Filled + Send;
+
+/// Takes what came, and says whether it wants more.
+type Sink = dyn FnMut(&[u8]) -> bool + Send;
+
 /// Where sound comes from or goes to.
 enum End {
-    Source(Box<dyn FnMut(&mut [u8]) -> Filled + Send>),
-    /// Whether it wants more.
-    Sink(Box<dyn FnMut(&[u8]) -> bool + Send>),
+    Source(Box<Source>),
+    Sink(Box<Sink>),
 }
 
 /// What has happened to a stream.
@@ -333,9 +338,8 @@ impl Stream {
         };
         let registration = Some(irqs.register(&shared.queue.line(), LINE, 0, handler)?);
         let stream = Self { registration, shared, _bandwidth: bandwidth };
-        for _ in 0..IN_FLIGHT {
-            stream.shared.next()?;
-        }
+        // No handler fills a later one meanwhile and submits it first.
+        irqs.off(|_| (0..IN_FLIGHT).try_for_each(|_| stream.shared.next()))?;
         Ok(stream)
     }
 

@@ -69,6 +69,20 @@ fn played_bytes_reach_the_device_at_its_rate_followed_by_silence() {
 }
 
 #[test]
+fn sound_begins_in_its_order_each_time() {
+    let (bus, audio, irqs) = plugged();
+    let setting = audio.find(wanted(Direction::Play, 48_000)).unwrap().clone();
+    // twice what is in flight at first
+    let sound = second(16 * 8 * 48);
+
+    for round in 1..=200 {
+        let stream = Stream::play(&audio, &setting, 48_000, &irqs, from(sound.clone())).unwrap();
+        to_its_end(&irqs, &stream);
+        assert!(bus.with_model(|model| model.played().ends_with(&sound)), "round {round}");
+    }
+}
+
+#[test]
 fn stream_is_at_its_setting_while_it_lasts_and_at_none_afterwards() {
     let (bus, audio, irqs) = plugged();
     let setting = audio.find(wanted(Direction::Play, 48_000)).unwrap().clone();

@@ -95,11 +95,11 @@ impl Function {
             _ => None,
         });
         let data = named.or_else(|| control.number.checked_add(1))?;
-        // An interface cannot be its own other half, whatever the descriptor says.
-        let mut settings = configuration.interfaces.iter().filter(|one| one.number == data && data != control.number);
+        let mut settings = configuration.interfaces.iter().filter(|one| one.number == data);
         let (alternate, bulk_in, bulk_out) = settings.find_map(|setting| {
             let bulk = |into_host| setting.endpoint(TransferType::Bulk, into_host);
             let (bulk_in, bulk_out) = (bulk(true)?, bulk(false)?);
+            // Its class keeps an interface from being its own other half, whatever the union descriptor says.
             let usable = setting.class.0 == DATA_CLASS && bulk_in.max_packet > 0;
             usable.then_some((setting.alternate, (bulk_in.address, bulk_in.max_packet), bulk_out.address))
         })?;

@@ -96,11 +96,15 @@ fn echo_of_more_than_all_buffers_comes_back_whole<M: HasLine>(model: M) {
     let (mut written, mut read) = (0, Vec::new());
 
     bench.until("the echo", |port| {
-        written += port.write(&bytes[written..]);
         // nobody reads until the device and both buffers are full
-        if port.room() == 0 || written == bytes.len() {
-            read.extend(port.read(usize::MAX).unwrap());
+        loop {
+            let taken = port.write(&bytes[written..]);
+            written += taken;
+            if taken == 0 {
+                break;
+            }
         }
+        read.extend(port.read(usize::MAX).unwrap());
         read.len() == bytes.len()
     });
 

@@ -26,7 +26,7 @@ pub struct Page {
 #[derive(Default)]
 struct Names {
     /// Devices in use, by address: slot, and how many handles there are.
-    devices: HashMap<String, (usize, usize)>,
+    devices: HashMap<String, (u32, usize)>,
     /// The register maps that drivers have told of, by the address of the device.
     maps: HashMap<String, (u64, u64)>,
     /// The maps written, by the driver's name.
@@ -146,7 +146,7 @@ impl Page {
         };
         let Some(number) = (0..table.count).find(free) else {
             self.word(head::REFUSED).fetch_add(1, Ordering::Relaxed);
-            return Slot::nowhere();
+            return Slot::NOWHERE;
         };
         let slot = Slot::of(table, number);
         for word in 1..table.words {
@@ -165,14 +165,14 @@ impl Page {
         self.set(at + access::TIME, monotonic());
         self.set(at + access::THREAD, thread());
         self.set(at + access::KIND, kind | width.bytes() << 8);
-        self.set(at + access::WHERE, device.slot.number(layout::DEVICES) & 0xffff_ffff | u64::from(region.0) << 32);
+        self.set(at + access::WHERE, u64::from(device.slot.number(layout::DEVICES)) | u64::from(region.0) << 32);
         self.set(at + access::OFFSET, offset);
         self.set(at + access::VALUE, value);
         self.word(at + access::NUMBER).store((number + 1).to_le(), Ordering::Release);
     }
 }
 
-/// A slot of a table, free again when dropped. Only where it starts is kept: there are thousands.
+/// A slot of a table, free again when dropped. Small, only where it starts: a source has two, and there may be thousands.
 #[derive(Debug)]
 pub struct Slot(NonZeroU32);
 
@@ -183,23 +183,25 @@ impl std::fmt::Debug for Page {
 }
 
 impl Slot {
-    fn of(table: Table, number: usize) -> Self {
-        // Before all tables there is the head.
-        u32::try_from(table.at(number)).ok().and_then(NonZeroU32::new).map_or_else(Self::nowhere, Self)
-    }
+    /// Where there was no room, behind the page: what is stored there is not seen.
+    const NOWHERE: Self = Self(NonZeroU32::MIN.saturating_add(layout::WORDS as u32 - 1));
 
-    /// What stands for a slot that is not to be had: behind the page.
-    const fn nowhere() -> Self {
-        Self(NonZeroU32::MIN.saturating_add(layout::WORDS as u32 - 1))
+    /// Not 0: before all tables there is the head.
+    fn of(table: Table, number: usize) -> Self {
+        NonZeroU32::new(table.at(number) as u32).map_or(Self::NOWHERE, Self)
     }
 
     fn base(&self) -> usize {
         self.0.get() as usize
     }
 
-    /// Which one of its table; all ones if it is none.
-    fn number(&self, table: Table) -> u64 {
-        if self.base() == layout::WORDS { u64::MAX } else { ((self.base() - table.base) / table.words) as u64 }
+    fn is_nowhere(&self) -> bool {
+        self.base() == layout::WORDS
+    }
+
+    /// Which one of its table; all ones where there was no room.
+    fn number(&self, table: Table) -> u32 {
+        if self.is_nowhere() { u32::MAX } else { ((self.base() - table.base) / table.words) as u32 }
     }
 
     /// One store.
@@ -235,7 +237,7 @@ impl Device {
         let mut names = page.names();
         if let Some((number, handles)) = names.devices.get_mut(address) {
             *handles += 1;
-            return Self { slot: Slot::of(layout::DEVICES, *number) };
+            return Self { slot: Slot::of(layout::DEVICES, *number as usize) };
         }
         let map = names.maps.get(address).copied();
         let slot = page.take(layout::DEVICES, 1, |slot| {
@@ -243,8 +245,8 @@ impl Device {
             show_map(slot, map.unwrap_or_default());
             show_files(slot, backend);
         });
-        if slot.base() != layout::WORDS {
-            names.devices.insert(address.clone(), (slot.number(layout::DEVICES) as usize, 1));
+        if !slot.is_nowhere() {
+            names.devices.insert(address.clone(), (slot.number(layout::DEVICES), 1));
         }
         Self { slot }
     }
@@ -279,16 +281,16 @@ impl Drop for Device {
     fn drop(&mut self) {
         let number = self.slot.number(layout::DEVICES);
         let mut names = page().names();
-        let known = names.devices.iter_mut().find(|(_, (known, _))| *known as u64 == number);
-        let last = known.and_then(|(address, (_, handles))| {
+        let known = names.devices.values_mut().find(|(known, _)| *known == number);
+        let is_last = known.is_some_and(|(_, handles)| {
             *handles -= 1;
-            (*handles == 0).then(|| address.clone())
+            *handles == 0
         });
-        if let Some(address) = last {
-            names.devices.remove(&address);
+        if is_last {
+            names.devices.retain(|_, (known, _)| *known != number);
         } else {
             // The last handle frees it.
-            std::mem::replace(&mut self.slot, Slot::nowhere()).keep();
+            std::mem::replace(&mut self.slot, Slot::NOWHERE).keep();
         }
     }
 }
@@ -302,7 +304,7 @@ pub fn describe(backend: &(impl Backend + ?Sized), map: &RegisterMap) {
     let address = &backend.info().address;
     names.maps.insert(address.clone(), place);
     if let Some((number, _)) = names.devices.get(address) {
-        let base = layout::DEVICES.at(*number);
+        let base = layout::DEVICES.at(*number as usize);
         page.set(base + device::MAP_LENGTH, place.1);
         page.set(base + device::MAP, place.0);
     }
@@ -341,7 +343,7 @@ impl Domain {
     pub fn section(&self, at: &std::panic::Location<'_>) -> Section {
         let page = page();
         Section(page.take(layout::SECTIONS, 1, |slot| {
-            slot.set(section::DOMAIN, self.0.number(layout::DOMAINS));
+            slot.set(section::DOMAIN, self.0.number(layout::DOMAINS).into());
             slot.set(section::THREAD, thread());
             slot.set(section::SINCE, monotonic());
             slot.set(section::LINE, at.line().into());
@@ -369,9 +371,9 @@ impl Source {
     pub fn new(of: &Domain, line: Option<(&dyn Backend, u32, u32)>) -> Self {
         let device = line.map(|(backend, ..)| Device::of(backend));
         let slot = page().take(layout::SOURCES, 1, |slot| {
-            slot.set(source::DOMAIN, of.0.number(layout::DOMAINS));
+            slot.set(source::DOMAIN, of.0.number(layout::DOMAINS).into());
             if let (Some(device), Some((_, index, vector))) = (&device, line) {
-                slot.set(source::DEVICE, device.slot.number(layout::DEVICES).wrapping_add(1));
+                slot.set(source::DEVICE, u64::from(device.slot.number(layout::DEVICES)) + 1);
                 slot.set(source::INDEX, index.into());
                 slot.set(source::VECTOR, vector.into());
             }
@@ -395,7 +397,7 @@ impl Buffer {
     #[must_use]
     pub fn new(of: &Device, iova: u64, size: u64, length: u64, access: u32) -> Self {
         Self(page().take(layout::BUFFERS, buffer::DRIVER, |slot| {
-            slot.set(buffer::MAPPED_FOR, of.slot.number(layout::DEVICES));
+            slot.set(buffer::MAPPED_FOR, of.slot.number(layout::DEVICES).into());
             slot.set(buffer::IOVA, iova);
             slot.set(buffer::SIZE, size);
             slot.set(buffer::LENGTH, length);

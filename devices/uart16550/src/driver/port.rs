@@ -119,7 +119,14 @@ impl<I: Io> Port<I> {
         for served in 0..CAUSES {
             match Cause::from_iir(self.io.read_effect(IIR)?) {
                 None => return Ok(served),
-                Some(Cause::LineStatus | Cause::Received | Cause::CharacterTimeout) => self.receive()?,
+                Some(Cause::LineStatus | Cause::Received | Cause::CharacterTimeout) => {
+                    let status = self.receive()?;
+                    // IIR would not come to it as long as characters arrive faster than they are taken.
+                    let is_sending = self.ier.contains(InterruptEnable::TRANSMITTER);
+                    if is_sending && status.contains(LineStatus::TRANSMITTER_HOLDING_EMPTY) {
+                        self.transmit()?;
+                    }
+                }
                 Some(Cause::TransmitterEmpty) => self.transmit()?,
                 Some(Cause::ModemStatus) => {
                     self.modem_status()?;
@@ -130,9 +137,12 @@ impl<I: Io> Port<I> {
         Ok(CAUSES)
     }
 
-    fn receive(&mut self) -> Result<()> {
+    /// What LSR showed last.
+    fn receive(&mut self) -> Result<LineStatus> {
+        let mut status = LineStatus::empty();
         for _ in 0..CHARACTERS {
-            if !self.line_status()?.contains(LineStatus::DATA_READY) {
+            status = self.line_status()?;
+            if !status.contains(LineStatus::DATA_READY) {
                 break;
             }
             if self.received.len() >= QUEUE {
@@ -148,7 +158,7 @@ impl<I: Io> Port<I> {
         if self.received.len() >= HIGH {
             self.change_modem(ModemControl::RTS, false)?;
         }
-        Ok(())
+        Ok(status)
     }
 
     /// THR and its FIFO are empty (8.6): as much as it holds.

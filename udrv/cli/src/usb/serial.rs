@@ -117,8 +117,8 @@ impl<'a> Bridge<'a> {
                 return Ok(());
             }
             let _count = self.woken.read();
-            self.to_terminal()?;
-            self.from_terminal()?;
+            self.feed_terminal()?;
+            self.take_from_terminal()?;
             if self.port.inputs() != self.inputs {
                 self.inputs = self.port.inputs();
                 eprintln!("lines: {}", self.inputs);
@@ -150,7 +150,7 @@ impl<'a> Bridge<'a> {
         }
     }
 
-    fn to_terminal(&mut self) -> Result<()> {
+    fn feed_terminal(&mut self) -> Result<()> {
         loop {
             if self.held.is_empty() {
                 self.held = self.port.read(PIECE)?;
@@ -166,7 +166,7 @@ impl<'a> Bridge<'a> {
         }
     }
 
-    fn from_terminal(&mut self) -> Result<()> {
+    fn take_from_terminal(&mut self) -> Result<()> {
         if let Some((settings, deadline)) = self.settings.take() {
             if !self.port.is_sent() && deadline.remaining().is_some() {
                 self.settings = Some((settings, deadline));
@@ -187,7 +187,7 @@ impl<'a> Bridge<'a> {
                     self.port.set_outputs(false, false).or_else(unsupported)?;
                 }
                 Some(PtyEvent::Settings(settings)) => self.settings = Some((settings, Deadline::after(DRAIN))),
-                Some(PtyEvent::Room) => self.to_terminal()?,
+                Some(PtyEvent::Room) => self.feed_terminal()?,
             }
         }
         Ok(())
