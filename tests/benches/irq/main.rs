@@ -11,7 +11,7 @@ mod section;
 mod sources;
 mod stub;
 
-use report::{Goal, Measure};
+use report::{Goal, Measure, Round, one};
 
 fn main() {
     if stub::serve_if_asked() {
@@ -27,9 +27,10 @@ fn main() {
         if wanted.as_ref().is_some_and(|part| !measure.name.contains(part)) {
             continue;
         }
-        let row = measure.run();
-        println!("{row}");
-        rows.push(row);
+        for row in measure.run() {
+            println!("{row}");
+            rows.push(row);
+        }
     }
     report::write("irq", &rows);
 }

@@ -4,9 +4,10 @@ use std::fmt::{self, Write as _};
 use std::path::PathBuf;
 
 /// Alternating rounds of each measure.
-const ROUNDS: usize = 7;
+const ROUNDS: usize = 9;
 
 /// What the ratio is held against.
+#[derive(Clone, Copy)]
 pub enum Goal {
     /// At most this many times the peer's figure.
     Ratio(f64),
@@ -16,18 +17,27 @@ pub enum Goal {
     None,
 }
 
-/// One figure of ours and one of a peer.
+/// What one round gives: a figure for each part of the measure.
+pub type Round = Box<dyn FnMut() -> Vec<f64>>;
+
+/// Figures of ours beside a peer's.
 pub struct Measure {
     pub name: &'static str,
+    /// What each figure is, which is added to the name, and its goal.
+    pub parts: &'static [(&'static str, Goal)],
     pub unit: &'static str,
     pub peer: &'static str,
-    pub goal: Goal,
-    pub ours: Box<dyn FnMut() -> f64>,
-    pub theirs: Box<dyn FnMut() -> f64>,
+    pub ours: Round,
+    pub theirs: Round,
+}
+
+/// A round of a measure that has one part.
+pub fn one(mut figure: impl FnMut() -> f64 + 'static) -> Round {
+    Box::new(move || vec![figure()])
 }
 
 pub struct Row {
-    measure: &'static str,
+    measure: String,
     unit: &'static str,
     peer: &'static str,
     goal: Goal,
@@ -36,15 +46,23 @@ pub struct Row {
 }
 
 impl Measure {
-    pub fn run(mut self) -> Row {
-        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
-            ours.push((self.ours)());
-            theirs.push((self.theirs)());
-        }
-        ours.sort_by(f64::total_cmp);
-        theirs.sort_by(f64::total_cmp);
-        Row { measure: self.name, unit: self.unit, peer: self.peer, goal: self.goal, ours, theirs }
+    /// One row a part.
+    pub fn run(mut self) -> Vec<Row> {
+        let (ours, theirs): (Vec<_>, Vec<_>) = (0..ROUNDS).map(|_| ((self.ours)(), (self.theirs)())).unzip();
+        let sorted = |rounds: &[Vec<f64>], part: usize| {
+            let mut figures: Vec<f64> = rounds.iter().map(|round| round[part]).collect();
+            figures.sort_by(f64::total_cmp);
+            figures
+        };
+        let row = |(part, (what, goal)): (usize, &(&str, Goal))| Row {
+            measure: format!("{}{what}", self.name),
+            unit: self.unit,
+            peer: self.peer,
+            goal: *goal,
+            ours: sorted(&ours, part),
+            theirs: sorted(&theirs, part),
+        };
+        self.parts.iter().enumerate().map(row).collect()
     }
 }
 

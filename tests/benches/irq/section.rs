@@ -1,6 +1,6 @@
 //! Turning interrupts off and on again, with nothing pending.
 
-use crate::{Goal, Measure};
+use crate::{Goal, Measure, Round, one};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::time::{ClockId, clock_gettime};
 use std::hint::black_box;
@@ -9,6 +9,8 @@ use std::time::Duration;
 use udrv::irq::{Delivery, IrqDomain};
 
 const PAIRS: u32 = 2_000_000;
+
+const NO_GOAL: &[(&str, Goal)] = &[("", Goal::None)];
 
 /// Nanoseconds each, of this thread's processor time: what other processes take does not count.
 pub fn time(count: u32, mut pair: impl FnMut()) -> f64 {
@@ -23,37 +25,37 @@ fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("a clock").into()
 }
 
-fn ours(delivery: Delivery, fenced: bool) -> Box<dyn FnMut() -> f64> {
+fn ours(delivery: Delivery, fenced: bool) -> Round {
     let make = if fenced { IrqDomain::without_membarrier } else { IrqDomain::new };
     let domain = make(delivery).expect("a domain");
-    Box::new(move || {
+    one(move || {
         time(PAIRS, || {
             domain.off(|_| black_box(()));
         })
     })
 }
 
-fn mutex() -> Box<dyn FnMut() -> f64> {
+fn mutex() -> Round {
     let mutex = Mutex::new(0u32);
-    Box::new(move || {
+    one(move || {
         time(PAIRS, || {
             black_box(&*mutex.lock().expect("not poisoned"));
         })
     })
 }
 
-fn critical_section() -> Box<dyn FnMut() -> f64> {
-    Box::new(|| {
+fn critical_section() -> Round {
+    one(|| {
         time(PAIRS, || {
             critical_section::with(|_| black_box(()));
         })
     })
 }
 
-fn sigmask() -> Box<dyn FnMut() -> f64> {
+fn sigmask() -> Round {
     let mut sigio = SigSet::empty();
     sigio.add(Signal::SIGIO);
-    Box::new(move || {
+    one(move || {
         time(PAIRS / 50, || {
             let mut before = SigSet::empty();
             pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&sigio), Some(&mut before)).expect("blocked");
@@ -62,8 +64,8 @@ fn sigmask() -> Box<dyn FnMut() -> f64> {
     })
 }
 
-fn empty_loop() -> Box<dyn FnMut() -> f64> {
-    Box::new(|| {
+fn empty_loop() -> Round {
+    one(|| {
         let value = 0;
         time(PAIRS, || {
             black_box(&value);
@@ -73,26 +75,28 @@ fn empty_loop() -> Box<dyn FnMut() -> f64> {
 
 pub fn measures() -> Vec<Measure> {
     let mut all = Vec::new();
-    for (name, delivery, goal) in [
-        ("section pair, signal", Delivery::Signal, 0.15),
-        ("section pair, poll", Delivery::Poll, 0.15),
-        ("section pair, thread", Delivery::Thread, 0.3),
+    const SAME_THREAD: &[(&str, Goal)] = &[("", Goal::Ratio(0.15))];
+    const OTHER_THREAD: &[(&str, Goal)] = &[("", Goal::Ratio(0.3))];
+    for (name, delivery, parts) in [
+        ("section pair, signal", Delivery::Signal, SAME_THREAD),
+        ("section pair, poll", Delivery::Poll, SAME_THREAD),
+        ("section pair, thread", Delivery::Thread, OTHER_THREAD),
     ] {
         let peers = [
-            ("std Mutex lock and unlock", mutex(), Goal::Ratio(goal)),
-            ("critical-section (std)", critical_section(), Goal::None),
-            ("pthread_sigmask pair", sigmask(), Goal::None),
-            ("an empty loop", empty_loop(), Goal::None),
+            ("std Mutex lock and unlock", mutex(), parts),
+            ("critical-section (std)", critical_section(), NO_GOAL),
+            ("pthread_sigmask pair", sigmask(), NO_GOAL),
+            ("an empty loop", empty_loop(), NO_GOAL),
         ];
-        for (peer, theirs, goal) in peers {
-            all.push(Measure { name, unit: "ns", peer, goal, ours: ours(delivery, false), theirs });
+        for (peer, theirs, parts) in peers {
+            all.push(Measure { name, parts, unit: "ns", peer, ours: ours(delivery, false), theirs });
         }
     }
     all.push(Measure {
         name: "section pair, thread, no membarrier",
+        parts: NO_GOAL,
         unit: "ns",
         peer: "std Mutex lock and unlock",
-        goal: Goal::None,
         ours: ours(Delivery::Thread, true),
         theirs: mutex(),
     });

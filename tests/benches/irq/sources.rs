@@ -2,7 +2,7 @@
 
 use crate::device::Triggers;
 use crate::section::time;
-use crate::{Goal, Measure};
+use crate::{Goal, Measure, Round, one};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -47,9 +47,9 @@ fn with_sources(count: u32) -> (IrqDomain, Vec<Registration>) {
 }
 
 /// Nanoseconds from making the last source pending to its delivery, at a section's end.
-fn find(count: u32) -> Box<dyn FnMut() -> f64> {
+fn find(count: u32) -> Round {
     let (domain, irqs) = with_sources(count);
-    Box::new(move || {
+    one(move || {
         const TIMES: u32 = 100_000;
         let last = irqs.last().expect("at least one").raiser();
         time(TIMES, || domain.off(|_| last.raise()))
@@ -73,19 +73,20 @@ pub fn measures() -> Vec<Measure> {
     vec![
         Measure {
             name: "one of 1,000 sources pending, delivered",
+            parts: &[("", Goal::Ratio(1.5))],
             unit: "ns",
             peer: "one of 1 source",
-            goal: Goal::Ratio(1.5),
             ours: find(1000),
             theirs: find(1),
         },
         Measure {
             name: "memory a source, its handle included",
+            // Below 256.
+            parts: &[("", Goal::Figure(255.9))],
             unit: "bytes",
             peer: "the bound",
-            goal: Goal::Figure(256.0),
-            ours: Box::new(bytes_each),
-            theirs: Box::new(|| 256.0),
+            ours: one(bytes_each),
+            theirs: one(|| 256.0),
         },
     ]
 }

@@ -6,7 +6,7 @@
 #[path = "../irq/report.rs"]
 mod report;
 
-use report::{Goal, Measure};
+use report::{Goal, Measure, one};
 use std::hint::black_box;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -117,27 +117,27 @@ fn main() {
     let measures = [
         Measure {
             name: "access, recorded",
+            parts: &[("", Goal::Figure(25.0))],
             unit: "ns",
             peer: "access, not recorded",
-            goal: Goal::Figure(25.0),
-            ours: Box::new(|| read(&*Recorded::new(u64::from(CALLS) + 100).device)),
-            theirs: Box::new(move || read(&*plain)),
+            ours: one(|| read(&*Recorded::new(u64::from(CALLS) + 100).device)),
+            theirs: one(move || read(&*plain)),
         },
         Measure {
             name: "access, not recorded",
+            parts: &[("", Goal::Ratio(0.5))],
             unit: "ns",
             peer: "one read of the clock",
-            goal: Goal::Ratio(0.5),
-            ours: Box::new(move || read(&*first)),
-            theirs: Box::new(|| each(clock::now)),
+            ours: one(move || read(&*first)),
+            theirs: one(|| each(clock::now)),
         },
         Measure {
             name: "section, recorded (two events)",
+            parts: &[("", Goal::None)],
             unit: "ns",
             peer: "section, not recorded",
-            goal: Goal::None,
-            ours: Box::new(|| sections(&Recorded::new(2 * u64::from(CALLS) + 100).device)),
-            theirs: Box::new(move || sections(&second)),
+            ours: one(|| sections(&Recorded::new(2 * u64::from(CALLS) + 100).device)),
+            theirs: one(move || sections(&second)),
         },
     ];
     let mut rows = Vec::new();
@@ -145,9 +145,10 @@ fn main() {
         if wanted.as_ref().is_some_and(|part| !measure.name.contains(part)) {
             continue;
         }
-        let row = measure.run();
-        println!("{row}");
-        rows.push(row);
+        for row in measure.run() {
+            println!("{row}");
+            rows.push(row);
+        }
     }
     report::write("trace", &rows);
 }

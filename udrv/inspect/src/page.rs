@@ -7,7 +7,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use std::cell::Cell;
 use std::collections::HashMap;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -165,20 +165,16 @@ impl Page {
         self.set(at + access::TIME, monotonic());
         self.set(at + access::THREAD, thread());
         self.set(at + access::KIND, kind | width.bytes() << 8);
-        self.set(at + access::WHERE, u64::from(device.slot.number) | u64::from(region.0) << 32);
+        self.set(at + access::WHERE, u64::from(device.slot.number(layout::DEVICES)) | u64::from(region.0) << 32);
         self.set(at + access::OFFSET, offset);
         self.set(at + access::VALUE, value);
         self.word(at + access::NUMBER).store((number + 1).to_le(), Ordering::Release);
     }
 }
 
-/// A slot of a table, free again when dropped. Small: a source has one, and there may be thousands.
+/// A slot of a table, free again when dropped. Small, only where it starts: a source has two, and there may be thousands.
 #[derive(Debug)]
-pub struct Slot {
-    /// Its first word.
-    base: u32,
-    number: u32,
-}
+pub struct Slot(NonZeroU32);
 
 impl std::fmt::Debug for Page {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -187,15 +183,25 @@ impl std::fmt::Debug for Page {
 }
 
 impl Slot {
-    /// Where there was no room: what is stored there is not seen.
-    const NOWHERE: Self = Self { base: layout::WORDS as u32, number: u32::MAX };
+    /// Where there was no room, behind the page: what is stored there is not seen.
+    const NOWHERE: Self = Self(NonZeroU32::MIN.saturating_add(layout::WORDS as u32 - 1));
 
-    const fn of(table: Table, number: usize) -> Self {
-        Self { base: table.at(number) as u32, number: number as u32 }
+    /// Not 0: before all tables there is the head.
+    fn of(table: Table, number: usize) -> Self {
+        NonZeroU32::new(table.at(number) as u32).map_or(Self::NOWHERE, Self)
     }
 
     fn base(&self) -> usize {
-        self.base as usize
+        self.0.get() as usize
+    }
+
+    fn is_nowhere(&self) -> bool {
+        self.base() == layout::WORDS
+    }
+
+    /// Which one of its table; all ones where there was no room.
+    fn number(&self, table: Table) -> u32 {
+        if self.is_nowhere() { u32::MAX } else { ((self.base() - table.base) / table.words) as u32 }
     }
 
     /// One store.
@@ -227,20 +233,20 @@ impl Device {
     #[must_use]
     pub fn of(backend: &(impl Backend + ?Sized)) -> Self {
         let page = page();
-        let address = backend.info().address.clone();
+        let address = &backend.info().address;
         let mut names = page.names();
-        if let Some((number, handles)) = names.devices.get_mut(&address) {
+        if let Some((number, handles)) = names.devices.get_mut(address) {
             *handles += 1;
             return Self { slot: Slot::of(layout::DEVICES, *number as usize) };
         }
-        let map = names.maps.get(&address).copied();
+        let map = names.maps.get(address).copied();
         let slot = page.take(layout::DEVICES, 1, |slot| {
             page.set_text(slot.base() + device::ADDRESS, device::ADDRESS_ROOM, address.as_bytes());
             show_map(slot, map.unwrap_or_default());
             show_files(slot, backend);
         });
-        if slot.number != u32::MAX {
-            names.devices.insert(address, (slot.number, 1));
+        if !slot.is_nowhere() {
+            names.devices.insert(address.clone(), (slot.number(layout::DEVICES), 1));
         }
         Self { slot }
     }
@@ -273,14 +279,15 @@ fn show_files(slot: &Slot, backend: &(impl Backend + ?Sized)) {
 
 impl Drop for Device {
     fn drop(&mut self) {
+        let number = self.slot.number(layout::DEVICES);
         let mut names = page().names();
-        let known = names.devices.values_mut().find(|(number, _)| *number == self.slot.number);
+        let known = names.devices.values_mut().find(|(known, _)| *known == number);
         let is_last = known.is_some_and(|(_, handles)| {
             *handles -= 1;
             *handles == 0
         });
         if is_last {
-            names.devices.retain(|_, (number, _)| *number != self.slot.number);
+            names.devices.retain(|_, (known, _)| *known != number);
         } else {
             // The last handle frees it.
             std::mem::replace(&mut self.slot, Slot::NOWHERE).keep();
@@ -336,7 +343,7 @@ impl Domain {
     pub fn section(&self, at: &std::panic::Location<'_>) -> Section {
         let page = page();
         Section(page.take(layout::SECTIONS, 1, |slot| {
-            slot.set(section::DOMAIN, self.0.number.into());
+            slot.set(section::DOMAIN, self.0.number(layout::DOMAINS).into());
             slot.set(section::THREAD, thread());
             slot.set(section::SINCE, monotonic());
             slot.set(section::LINE, at.line().into());
@@ -364,9 +371,9 @@ impl Source {
     pub fn new(of: &Domain, line: Option<(&dyn Backend, u32, u32)>) -> Self {
         let device = line.map(|(backend, ..)| Device::of(backend));
         let slot = page().take(layout::SOURCES, 1, |slot| {
-            slot.set(source::DOMAIN, of.0.number.into());
+            slot.set(source::DOMAIN, of.0.number(layout::DOMAINS).into());
             if let (Some(device), Some((_, index, vector))) = (&device, line) {
-                slot.set(source::DEVICE, u64::from(device.slot.number) + 1);
+                slot.set(source::DEVICE, u64::from(device.slot.number(layout::DEVICES)) + 1);
                 slot.set(source::INDEX, index.into());
                 slot.set(source::VECTOR, vector.into());
             }
@@ -390,7 +397,7 @@ impl Buffer {
     #[must_use]
     pub fn new(of: &Device, iova: u64, size: u64, length: u64, access: u32) -> Self {
         Self(page().take(layout::BUFFERS, buffer::DRIVER, |slot| {
-            slot.set(buffer::MAPPED_FOR, of.slot.number.into());
+            slot.set(buffer::MAPPED_FOR, of.slot.number(layout::DEVICES).into());
             slot.set(buffer::IOVA, iova);
             slot.set(buffer::SIZE, size);
             slot.set(buffer::LENGTH, length);

@@ -7,6 +7,7 @@ use super::sync::lock;
 use super::{Delivery, IrqStats};
 use std::fmt;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use udrv_backend::Backend;
@@ -34,13 +35,22 @@ impl Shown {
         Self { mark: Mark::new(), page: udrv_inspect::Source::new(domain, line) }
     }
 
-    /// Stored again if it has changed meanwhile, so that the last one stored is the last there was.
     #[inline]
     fn show_mark(&self) {
+        self.show(source::MARK, || self.mark.word());
+    }
+
+    pub(super) fn show_raised(&self, raised: &AtomicU64) {
+        self.show(source::RAISED, || raised.load(Ordering::Acquire));
+    }
+
+    /// Stored again if it has changed meanwhile, so that the last one stored is the last there was.
+    #[inline]
+    fn show(&self, word: usize, now: impl Fn() -> u64) {
         loop {
-            let word = self.mark.word();
-            self.page.set(source::MARK, word);
-            if self.mark.word() == word {
+            let value = now();
+            self.page.set(word, value);
+            if now() == value {
                 return;
             }
         }
@@ -78,21 +88,15 @@ impl Shown {
         self.mark.is_set()
     }
 
-    /// Shows the account, which its lock guards.
+    /// Shows the account, which its lock guards, but for the signals.
     pub(super) fn settle(&self, stats: &IrqStats) {
-        self.count(stats);
         self.page.set(source::DELIVERED, stats.delivered);
         self.page.set(source::MERGED, stats.merged);
         self.page.set(source::SPURIOUS, stats.spurious);
+        self.page.set(source::DEFERRED, stats.deferred);
         self.page.set(source::LONGEST_DEFERRAL, nanoseconds(stats.longest_deferral));
         self.page.set(source::LONGEST_HANDLER, nanoseconds(stats.longest_handler));
         self.page.set(source::STORMED, u64::from(stats.stormed));
-    }
-
-    /// As [`Shown::settle`], of what changes without a delivery.
-    pub(super) fn count(&self, stats: &IrqStats) {
-        self.page.set(source::RAISED, stats.raised);
-        self.page.set(source::DEFERRED, stats.deferred);
     }
 
     /// Its handlers run on this thread, or have returned.

@@ -5,21 +5,21 @@ use super::checks::{OffAccount, off_at};
 use super::gate::{Claim, Gate};
 use super::inlet::Inlet;
 use super::number::me;
+use super::pending::WORDS;
+use super::ranks::Ranks;
 use super::sigio;
 use super::source::Source;
 use super::sync::{Barrier, lock};
 use super::{Delivery, Priority};
 use crate::clock;
-use std::collections::BTreeMap;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 use udrv_backend::{AnyBackend, Error, Moment, Observe, Result};
 
-/// Words of the pending bitmap: 4,096 ranks. The last stands for the bottom halves, the one before for a SIGIO that nobody
+/// Ranks of the pending bitmap: 4,032. The last stands for the bottom halves, the one before for a SIGIO that nobody
 /// has looked into, so that the end of a section finds everything in one load.
-const WORDS: usize = 64;
 const BOTTOM_HALVES: u32 = 64 * WORDS as u32 - 1;
 pub(super) const NEWS: u32 = BOTTOM_HALVES - 1;
 
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     pub(super) off: OffAccount,
     /// Who is told of sections: whoever looks on at the first device that somebody looks on at.
     observer: OnceLock<Arc<dyn Observe>>,
-    pub(super) sources: Mutex<BTreeMap<u32, Arc<Source>>>,
+    pub(super) sources: Mutex<Ranks<Arc<Source>>>,
     /// Tasks that wait for a delivery.
     pub(super) wakers: Mutex<Vec<Waker>>,
     /// The thread that SIGIO goes to.
@@ -99,11 +99,11 @@ impl Shared {
         })
     }
 
-    /// Who looks on at a device, which from now on includes the domain's sections.
-    pub(super) fn observed_by(&self, backend: &AnyBackend) -> Option<Arc<dyn Observe>> {
-        let observer = backend.observer()?;
-        self.observer.get_or_init(|| Arc::clone(&observer));
-        Some(observer)
+    /// Whoever looks on at a device is from now on told of the domain's sections.
+    pub(super) fn observed_with(&self, backend: &AnyBackend) {
+        if let Some(observer) = backend.observer() {
+            self.observer.get_or_init(|| observer);
+        }
     }
 
     /// Tells of a section, if anybody looks on: one load where nobody does.
@@ -115,10 +115,8 @@ impl Shared {
     }
 
     /// The lowest free rank of a priority.
-    pub(super) fn free_rank(sources: &BTreeMap<u32, Arc<Source>>, priority: Priority) -> Option<u32> {
-        let mut ranks = priority.ranks();
-        let mut taken = sources.range(ranks.clone()).map(|(&rank, _)| rank);
-        ranks.find(|rank| *rank < NEWS && taken.next() != Some(*rank))
+    pub(super) fn free_rank(sources: &Ranks<Arc<Source>>, priority: Priority) -> Option<u32> {
+        priority.ranks().find(|rank| *rank < NEWS && sources.get(*rank).is_none())
     }
 
     /// What is due when [`Gate::leave`] says so.
@@ -182,7 +180,7 @@ impl Shared {
     /// Notes that a section holds back what is pending.
     fn hold_back(&self, since: Instant) {
         let sources = lock(&self.sources);
-        for source in self.gate.pending.ranks().filter_map(|rank| sources.get(&rank)) {
+        for source in self.gate.pending.ranks().filter_map(|rank| sources.get(rank)) {
             source.hold(since);
         }
     }
@@ -247,7 +245,7 @@ impl Shared {
                 self.collect();
                 continue;
             }
-            let source = lock(&self.sources).get(&rank).cloned();
+            let source = lock(&self.sources).get(rank).cloned();
             done.handlers += u64::from(source.is_some_and(|source| source.deliver(self)));
             if handled % BATCH == 0 && self.gate.is_wanted() {
                 if halves {

@@ -6,7 +6,7 @@ use super::gate::{Gate, Slot};
 use super::number::{me, me_if_known};
 use super::registration::Registration;
 use super::service::Service;
-use super::source::{Interrupt, Work};
+use super::source::Interrupt;
 use super::sync::Barrier;
 use super::timer::Timer;
 use super::{Delivery, IrqOptions, IrqReturn, IrqsOff, checks};
@@ -64,7 +64,7 @@ impl IrqDomain {
         sources.iter().map(|source| source.stats().raised).fold(0, u64::saturating_add)
     }
 
-    pub(super) fn service(&self) -> &Service {
+    pub(super) fn service(&self) -> &Arc<Service> {
         &self.service
     }
 
@@ -101,7 +101,7 @@ impl IrqDomain {
         options: IrqOptions,
         handler: impl FnMut(Interrupt) -> IrqReturn + Send + 'static,
     ) -> Result<Registration> {
-        Registration::new(self, backend, (index, vector), options, Work::Handler(Box::new(handler)))
+        Registration::new(self, backend, (index, vector), options, Box::new(handler))
     }
 
     /// Takes one vector with a handler in two halves. When `handler` returns [`IrqReturn::WakeThread`], `threaded` runs on
@@ -119,7 +119,7 @@ impl IrqDomain {
         handler: impl FnMut(Interrupt) -> IrqReturn + Send + 'static,
         threaded: impl FnMut(Interrupt) + Send + 'static,
     ) -> Result<Registration> {
-        Registration::threaded(self, backend, (index, vector), options, Box::new(handler), Box::new(threaded))
+        Registration::threaded(self, backend, (index, vector), options, handler, Box::new(threaded))
     }
 
     /// A timer whose handler is held off by sections as an interrupt's is. It does not run until armed.
@@ -204,7 +204,7 @@ pub struct SectionGuard<'domain> {
     section: Section<'domain>,
     shared: &'domain Arc<Shared>,
     gate: &'domain Gate,
-    slot: &'domain Slot,
+    slot: Option<&'domain Slot>,
     me: u32,
 }
 
@@ -213,14 +213,13 @@ impl<'domain> SectionGuard<'domain> {
     #[track_caller]
     pub(super) fn open(shared: &'domain Arc<Shared>) -> Self {
         let (gate, me) = (&shared.gate, me_if_known());
-        let quick = gate.own_slot(me).filter(|slot| gate.enter_quickly(slot, me));
+        let slot = gate.slot(me);
         // All in registers: on the quick path the guard is never in memory.
-        let (slot, me) = match quick {
-            Some(slot) => (slot, me),
-            None => {
-                let me = Self::open_slowly(gate);
-                (gate.slot(me), me)
-            }
+        let (slot, me) = if gate.enter_quickly(slot, me) {
+            (slot, me)
+        } else {
+            let me = Self::open_slowly(gate);
+            (gate.slot(me), me)
         };
         checks::opened(shared, Location::caller());
         let line = Location::caller().line();

@@ -34,12 +34,13 @@ impl Future for NextDelivery<'_> {
     type Output = Result<u64>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let domain = self.registration.domain();
-        if domain.delivery() != Delivery::Thread {
-            domain.deliver();
+        let service = self.registration.service();
+        let shared = service.shared();
+        if shared.delivery != Delivery::Thread {
+            shared.deliver();
         }
         {
-            let mut wakers = lock(&domain.shared().wakers);
+            let mut wakers = lock(&shared.wakers);
             if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
                 wakers.push(context.waker().clone());
             }
@@ -47,7 +48,7 @@ impl Future for NextDelivery<'_> {
         // After the waker is in place, so that no delivery falls between.
         match self.new_deliveries() {
             Some(count) => Poll::Ready(Ok(count)),
-            None => match domain.service().watch() {
+            None => match service.watch() {
                 Ok(()) => Poll::Pending,
                 Err(error) => Poll::Ready(Err(error)),
             },

@@ -3,7 +3,8 @@
 //!
 //! # Protocol
 //! Each thread owns a *slot* per domain, written by that thread alone, so that opening and closing a section are plain
-//! stores. *Holder* says who delivers. Three pairs of "write mine, barrier, read yours" make it safe:
+//! stores. *Holder* says who delivers, and a bit beside the marks that somebody does, which is what a section looks at.
+//! Three pairs of "write mine, barrier, read yours" make it safe:
 //!
 //! | | writes | then reads | so that |
 //! |---|---|---|---|
@@ -24,14 +25,18 @@ use super::pending::Pending;
 use super::sync::{AtomicU32, Barrier, Condvar, Mutant, Mutex, MutexGuard, Ordering, SLOTS, fence, lock, mutant};
 use std::time::Duration;
 
-/// A slot: no section open, and the next one begins with a full fence.
-const AWAY: u32 = 0;
-/// A slot: no section open, in a thread that has used some. Above it, some are open.
-const CLEAR: u32 = 1;
+/// A slot: no section open, in a thread that has used some. Zero, so that a look at it and one at the marks are one branch.
+const CLEAR: u32 = 0;
 /// A slot: one section open, and no fence is needed to close it. Without membarrier, one open section is [`FENCED`], and the
 /// slot goes back to [`AWAY`], so that every section takes the slow path and its fences. Nested ones count up from either.
-const OPEN: u32 = 2;
-const FENCED: u32 = 3;
+const OPEN: u32 = 1;
+const FENCED: u32 = 2;
+/// A slot: no section open, and the next one begins with a full fence.
+const AWAY: u32 = u32::MAX;
+
+fn is_open(slot: u32) -> bool {
+    slot != CLEAR && slot != AWAY
+}
 
 const NOBODY: u32 = 0;
 
@@ -39,12 +44,14 @@ const NOBODY: u32 = 0;
 #[repr(align(64))]
 pub(super) struct Slot(AtomicU32);
 
+/// What is read by those who mark and seldom written: apart from what delivery writes.
+#[repr(align(64))]
+struct Asleep(AtomicU32);
+
 pub(super) struct Gate {
     barrier: Barrier,
     slots: [Slot; SLOTS],
-    /// Stands for the slot of threads that have none: always away, so that they take the slow path.
-    nowhere: Slot,
-    /// The thread that delivers, by its number plus one.
+    /// The thread that delivers, by its number plus one. That there is one, `pending` says too.
     holder: AtomicU32,
     pub(super) pending: Pending,
     /// Slots in use are below this.
@@ -52,7 +59,7 @@ pub(super) struct Gate {
     /// Open sections of threads without a slot.
     crowd: AtomicU32,
     /// The thread that waits for descriptors sleeps in the kernel, or is about to.
-    asleep: AtomicU32,
+    asleep: Asleep,
     parking: Mutex<Parking>,
     changed: Condvar,
 }
@@ -85,49 +92,53 @@ impl Gate {
         Self {
             barrier,
             slots: std::array::from_fn(|_| Slot(AtomicU32::new(AWAY))),
-            nowhere: Slot(AtomicU32::new(AWAY)),
             holder: AtomicU32::new(NOBODY),
             pending: Pending::new(words),
             used: AtomicU32::new(0),
             crowd: AtomicU32::new(0),
-            asleep: AtomicU32::new(0),
+            asleep: Asleep(AtomicU32::new(0)),
             parking: Mutex::new(Parking::default()),
             changed: Condvar::default(),
         }
     }
 
-    /// The slot of thread `me`, for [`Gate::enter_quickly`] and [`Gate::leave`]: looked up once for both. `None`: it has none.
+    /// The slot of thread `me`, if it has one, for [`Gate::enter_quickly`] and [`Gate::leave`]: found once for both.
     #[inline(always)]
-    pub(super) fn own_slot(&self, me: u32) -> Option<&Slot> {
+    pub(super) fn slot(&self, me: u32) -> Option<&Slot> {
         self.slots.get(me as usize)
-    }
-
-    /// As [`Gate::own_slot`], or one that stands for it.
-    pub(super) fn slot(&self, me: u32) -> &Slot {
-        self.slots.get(me as usize).unwrap_or(&self.nowhere)
     }
 
     /// Opens a section of thread `me`, whose slot this is, waiting for a delivery of another thread. False, with nothing
     /// done, if that takes [`Gate::enter_slowly`]; of a number that is no thread's, too.
+    ///
+    /// The slot is written before anybody knows what it was: one that was away is open for a moment without a fence. Who
+    /// sees that withdraws, and loses nothing, since the section does open, with a fence, and its end looks.
     #[inline(always)]
-    pub(super) fn enter_quickly(&self, Slot(slot): &Slot, me: u32) -> bool {
-        if slot.load(Ordering::Relaxed) != CLEAR {
-            return false;
-        }
+    pub(super) fn enter_quickly(&self, slot: Option<&Slot>, me: u32) -> bool {
+        let Some(Slot(slot)) = slot else { return false };
+        let before = slot.load(Ordering::Relaxed);
         slot.store(OPEN, Ordering::Relaxed);
         if !mutant(Mutant::NoFenceAtDisable) {
             Barrier::light();
         }
-        if self.holder.load(Ordering::Acquire) != NOBODY {
-            self.stand_back(slot, me);
+        u64::from(before) | self.pending.any_or_held() == 0 || self.enter_otherwise(slot, me, before)
+    }
+
+    #[cold]
+    fn enter_otherwise(&self, slot: &AtomicU32, me: u32, before: u32) -> bool {
+        if before != CLEAR {
+            // Again what it was to those who wait for this thread's last section.
+            slot.store(before, Ordering::Release);
+            return false;
         }
+        self.stand_back(slot, me);
         true
     }
 
     /// As [`Gate::enter_quickly`], in all cases: away, nested, without membarrier, without a slot.
     #[cold]
     pub(super) fn enter_slowly(&self, me: u32) {
-        let Some(Slot(slot)) = self.slots.get(me as usize) else { return self.enter_crowd(me) };
+        let Some(Slot(slot)) = self.slot(me) else { return self.enter_crowd(me) };
         match slot.load(Ordering::Relaxed) {
             AWAY | CLEAR => {
                 if self.used.load(Ordering::Relaxed) <= me {
@@ -184,7 +195,8 @@ impl Gate {
     /// Closes one. True if it was this thread's outermost and something is pending or being delivered: then
     /// [`Gate::claim`] is due, and [`Gate::wait_out`].
     #[inline(always)]
-    pub(super) fn leave(&self, Slot(slot): &Slot, me: u32) -> bool {
+    pub(super) fn leave(&self, slot: Option<&Slot>, me: u32) -> bool {
+        let Some(Slot(slot)) = slot else { return self.leave_slowly(me) };
         if slot.load(Ordering::Relaxed) != OPEN {
             return self.leave_slowly(me);
         }
@@ -195,16 +207,18 @@ impl Gate {
         self.has_work()
     }
 
-    /// Something is pending, or another thread has just taken what was: a section's end waits for that, too. In this order:
-    /// who takes a mark is the holder before and after.
+    /// Something is pending, or another thread has just taken what was: a section's end waits for that, too.
     #[inline(always)]
     fn has_work(&self) -> bool {
-        self.pending.any() || (!mutant(Mutant::EndForgetsTheHolder) && self.holder.load(Ordering::Acquire) != NOBODY)
+        if mutant(Mutant::EndForgetsTheHolder) {
+            return self.pending.any();
+        }
+        self.pending.any_or_held() != 0
     }
 
     #[cold]
     fn leave_slowly(&self, me: u32) -> bool {
-        let Some(Slot(slot)) = self.slots.get(me as usize) else {
+        let Some(Slot(slot)) = self.slot(me) else {
             let last = self.crowd.fetch_sub(1, Ordering::AcqRel) == 1;
             fence(Ordering::SeqCst);
             return last && self.has_work();
@@ -217,13 +231,13 @@ impl Gate {
             }
             return self.has_work();
         }
-        slot.store(depth.saturating_sub(1).max(CLEAR), Ordering::Release);
+        slot.store(depth.saturating_sub(1), Ordering::Release);
         false
     }
 
     /// Whether this thread has a section open. (A thread without a slot cannot tell, and says no.)
     pub(super) fn is_inside(&self, me: u32) -> bool {
-        self.slots.get(me as usize).is_some_and(|Slot(slot)| slot.load(Ordering::Relaxed) > CLEAR)
+        self.slot(me).is_some_and(|Slot(slot)| is_open(slot.load(Ordering::Relaxed)))
     }
 
     /// Whether this thread delivers.
@@ -241,12 +255,13 @@ impl Gate {
         }
         let parking = self.wait_while(lock(&self.parking), || self.meets_other(me));
         self.holder.store(me + 1, Ordering::Relaxed);
+        self.pending.hold();
         drop(parking);
         fence(Ordering::SeqCst);
         if self.others(me).any(|slot| slot != AWAY) {
             self.barrier.heavy();
         }
-        if self.others(me).any(|slot| slot > CLEAR) || self.crowd.load(Ordering::Acquire) != 0 {
+        if self.others(me).any(is_open) || self.crowd.load(Ordering::Acquire) != 0 {
             self.release();
             return Claim::Open;
         }
@@ -271,6 +286,7 @@ impl Gate {
     pub(super) fn release(&self) {
         let parking = lock(&self.parking);
         self.holder.store(NOBODY, Ordering::Release);
+        self.pending.let_go();
         self.tell(&parking);
     }
 
@@ -292,14 +308,14 @@ impl Gate {
 
     fn must_wake(&self) -> bool {
         fence(Ordering::SeqCst);
-        self.asleep.load(Ordering::Relaxed) != 0
+        self.asleep.0.load(Ordering::Relaxed) != 0
     }
 
     /// Announces that thread `me` is about to sleep until it is woken. False if it must not: there was progress since
     /// `seen`, or something is pending. With `held_back` that is left to the end of a section, if one is still open. What
     /// pends at rank `besides` does not count: the sleep ends by it anyway.
     pub(super) fn fall_asleep(&self, me: u32, seen: u64, held_back: bool, besides: u32) -> bool {
-        self.asleep.store(1, Ordering::Relaxed);
+        self.asleep.0.store(1, Ordering::Relaxed);
         if !mutant(Mutant::NoFenceAtSleep) {
             fence(Ordering::SeqCst);
         }
@@ -317,11 +333,11 @@ impl Gate {
             return true;
         }
         self.barrier.heavy();
-        self.others(me).any(|slot| slot > CLEAR) || self.crowd.load(Ordering::Acquire) != 0
+        self.others(me).any(is_open) || self.crowd.load(Ordering::Acquire) != 0
     }
 
     pub(super) fn wake_up(&self) {
-        self.asleep.store(0, Ordering::Relaxed);
+        self.asleep.0.store(0, Ordering::Relaxed);
     }
 
     /// Counts one more thing that a thread might be waiting for. True as for [`Gate::mark`].
@@ -380,7 +396,7 @@ impl Gate {
     }
 
     fn step_away(&self, me: u32) {
-        if let Some(Slot(slot)) = self.slots.get(me as usize)
+        if let Some(Slot(slot)) = self.slot(me)
             && slot.load(Ordering::Relaxed) == CLEAR
         {
             slot.store(AWAY, Ordering::Release);

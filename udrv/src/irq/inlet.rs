@@ -5,6 +5,7 @@
 
 use super::Delivery;
 use super::direct::Direct;
+use super::ranks::Ranks;
 use super::source::Source;
 use super::sync::lock;
 use mio::unix::SourceFd;
@@ -13,7 +14,6 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{MsgFlags, recv};
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub(super) struct Inlet {
 
 #[derive(Default)]
 struct Ports {
-    by_rank: BTreeMap<u32, Port>,
+    by_rank: Ranks<Port>,
     /// Counts changes.
     version: u64,
 }
@@ -81,14 +81,14 @@ impl Inlet {
     }
 
     pub(super) fn remove(&self, rank: u32) {
-        if let Some(port) = self.change(|ports| ports.remove(&rank)) {
+        if let Some(port) = self.change(|ports| ports.remove(rank)) {
             // It may be gone already; closing it removes it as well, unless the other side holds a duplicate.
             let _gone = self.registry.deregister(&mut SourceFd(&port.fd.as_raw_fd()));
         }
     }
 
     /// Changes the table. Who sleeps on the only descriptor looks again.
-    fn change<T>(&self, change: impl FnOnce(&mut BTreeMap<u32, Port>) -> T) -> T {
+    fn change<T>(&self, change: impl FnOnce(&mut Ranks<Port>) -> T) -> T {
         let mut ports = lock(&self.ports);
         let changed = change(&mut ports.by_rank);
         ports.version += 1;
@@ -183,7 +183,7 @@ impl Inlet {
                 continue;
             }
             let ports = lock(&self.ports);
-            let Some(port) = ports.by_rank.get(&(event.token().0 as u32)) else { continue };
+            let Some(port) = ports.by_rank.get(event.token().0 as u32) else { continue };
             if let Some(count) = self.read(event.token(), port) {
                 found(&port.source, count);
             }
@@ -228,8 +228,7 @@ impl Inlet {
 impl Ports {
     /// The only descriptor, if there is one and it is of this kind.
     fn only(&self, kind: Kind) -> Option<Direct> {
-        let (_, port) =
-            self.by_rank.first_key_value().filter(|(_, port)| port.kind == kind && self.by_rank.len() == 1)?;
+        let port = self.by_rank.values().next().filter(|port| port.kind == kind && self.by_rank.len() == 1)?;
         Direct::new(&port.fd, &port.source, self.version)
     }
 }

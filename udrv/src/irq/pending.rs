@@ -1,37 +1,74 @@
 //! Which sources are to be delivered: a bitmap of ranks under one summary word, so that "none" is one load and the first
-//! is found in two steps however many sources there are.
+//! is found in two steps however many sources there are. The summary's top bit says that somebody delivers, so that the
+//! end of a section learns both in one load.
 
 use super::sync::{AtomicU64, Mutant, Ordering, fence, mutant};
 
+/// Words that the summary can speak of.
+pub(super) const WORDS: usize = 63;
+
+/// In the summary: somebody delivers.
+const HELD: u64 = 1 << WORDS;
+
+/// The words that share the summary's cache line, so that a mark moves one line between processors and not two: those of
+/// the first sources of normal priority, which are all that most domains have.
+const NEAR: std::ops::Range<usize> = 16..23;
+
+#[repr(C, align(64))]
 pub(super) struct Pending {
-    /// Bit n: words[n] may have a bit set.
+    /// Bit n: word n may have a bit set; and [`HELD`].
     summary: AtomicU64,
+    near: [AtomicU64; NEAR.end - NEAR.start],
+    /// The others, in their places among all.
     words: Box<[AtomicU64]>,
 }
 
 impl Pending {
-    /// For ranks below 64 · `words`; at most 64 words.
+    /// For ranks below 64 · `words`; at most [`WORDS`].
     pub(super) fn new(words: usize) -> Self {
-        Self { summary: AtomicU64::new(0), words: (0..words.min(64)).map(|_| AtomicU64::new(0)).collect() }
+        Self {
+            summary: AtomicU64::new(0),
+            near: std::array::from_fn(|_| AtomicU64::new(0)),
+            words: (0..words.min(WORDS)).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    fn word(&self, index: u32) -> Option<&AtomicU64> {
+        let index = index as usize;
+        if NEAR.contains(&index) { self.near.get(index - NEAR.start) } else { self.words.get(index) }
     }
 
     #[inline(always)]
     pub(super) fn any(&self) -> bool {
-        self.summary.load(Ordering::Acquire) != 0
+        self.summary.load(Ordering::Acquire) & !HELD != 0
+    }
+
+    /// Not 0 if something is pending or somebody delivers. At one moment: who takes a mark holds before and after.
+    #[inline(always)]
+    pub(super) fn any_or_held(&self) -> u64 {
+        self.summary.load(Ordering::Acquire)
+    }
+
+    pub(super) fn hold(&self) {
+        self.summary.fetch_or(HELD, Ordering::AcqRel);
+    }
+
+    pub(super) fn let_go(&self) {
+        self.summary.fetch_and(!HELD, Ordering::AcqRel);
     }
 
     /// Whether anything but this rank is in.
     pub(super) fn any_besides(&self, rank: u32) -> bool {
         let (index, bit) = (rank / 64, 1 << (rank % 64));
         // As `any` by the summary: a bit that is not there yet is about to be, and nobody is to spin on that.
-        let summary = self.summary.load(Ordering::Acquire);
-        let beside = || self.words.get(index as usize).is_some_and(|word| word.load(Ordering::Acquire) & !bit != 0);
+        let summary = self.summary.load(Ordering::Acquire) & !HELD;
+        let beside = || self.word(index).is_some_and(|word| word.load(Ordering::Acquire) & !bit != 0);
         summary & !(1 << index) != 0 || (summary != 0 && beside())
     }
 
     /// The word before the summary, so that whoever sees the summary finds the bit.
     pub(super) fn set(&self, rank: u32) {
-        if let Some(word) = self.words.get(rank as usize / 64) {
+        if let Some(word) = self.word(rank / 64) {
             word.fetch_or(1 << (rank % 64), Ordering::AcqRel);
             self.summary.fetch_or(1 << (rank / 64), Ordering::AcqRel);
         }
@@ -39,7 +76,8 @@ impl Pending {
 
     /// Those that are pending now, lowest first; none is taken out.
     pub(super) fn ranks(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..).zip(&*self.words).flat_map(|(index, word)| {
+        let words = (0..self.words.len() as u32).filter_map(|index| Some((index, self.word(index)?)));
+        words.flat_map(|(index, word)| {
             let bits = word.load(Ordering::Acquire);
             (0..64).filter(move |bit| bits & (1 << bit) != 0).map(move |bit| index * 64 + bit)
         })
@@ -48,7 +86,7 @@ impl Pending {
     /// Takes this rank out, if it is in.
     pub(super) fn clear(&self, rank: u32) {
         let (index, bit) = (rank / 64, 1 << (rank % 64));
-        let Some(word) = self.words.get(index as usize) else { return };
+        let Some(word) = self.word(index) else { return };
         if word.load(Ordering::Acquire) & bit == 0 {
             return;
         }
@@ -63,12 +101,12 @@ impl Pending {
     /// Takes the lowest rank out.
     pub(super) fn take(&self) -> Option<u32> {
         loop {
-            let summary = self.summary.load(Ordering::Acquire);
+            let summary = self.summary.load(Ordering::Acquire) & !HELD;
             if summary == 0 {
                 return None;
             }
             let index = summary.trailing_zeros();
-            let word = self.words.get(index as usize)?;
+            let word = self.word(index)?;
             // The summary is cleared before its word is looked at: a bit set after that look sets the summary again.
             if !mutant(Mutant::ClearAfterCheck) {
                 self.summary.fetch_and(!(1 << index), Ordering::AcqRel);

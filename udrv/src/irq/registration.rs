@@ -4,14 +4,15 @@ use super::contain::contained;
 use super::deliver::Shared;
 use super::future::NextDelivery;
 use super::inlet::{Kind, event_fd};
+use super::service::Service;
 use super::sigio;
-use super::source::{Action, Handler, Interrupt, Line, Source, Work};
+use super::source::{Handler, Interrupt, Line, Source, Threaded};
 use super::sync::lock;
-use super::{Delivery, IrqDomain, IrqOptions, IrqStats};
+use super::{Delivery, IrqDomain, IrqOptions, IrqReturn, IrqStats};
 use std::cell::Cell;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use udrv_backend::{AnyBackend, Error, IrqFlags, IrqIndex, Result};
@@ -24,12 +25,13 @@ thread_local! {
 /// One handler of one vector, registered. Dropping it waits for the handler if it runs; the last one of a vector disarms
 /// it.
 pub struct Registration {
-    domain: IrqDomain,
+    /// Of its domain, which so outlives it.
+    service: Arc<Service>,
     source: Arc<Source>,
-    id: u64,
-    open: bool,
     /// Of its threaded half.
-    thread: Option<JoinHandle<()>>,
+    thread: Option<Box<JoinHandle<()>>>,
+    id: u32,
+    open: bool,
 }
 
 /// Raises a source from any thread, without delivering there.
@@ -52,9 +54,9 @@ impl Registration {
         backend: &AnyBackend,
         (index, vector): (IrqIndex, u32),
         options: IrqOptions,
-        work: Work,
+        handler: Handler,
     ) -> Result<Self> {
-        let (it, is_first) = Self::prepare(domain, backend, (index, vector), options, work)?;
+        let (it, is_first) = Self::prepare(domain, backend, (index, vector), options, handler)?;
         // From here on a failure drops the registration, which takes the handler out again.
         if is_first {
             it.arm()?;
@@ -68,17 +70,17 @@ impl Registration {
         backend: &AnyBackend,
         (index, vector): (IrqIndex, u32),
         options: IrqOptions,
-        work: Work,
+        handler: Handler,
     ) -> Result<(Self, bool)> {
         let info = backend.irq(index)?;
         if vector >= info.count {
             return Err(Error::NoSuchIrq { index, start: vector, count: 1, available: info.count });
         }
         let automasked = info.flags.contains(IrqFlags::AUTOMASKED);
-        let observer = domain.shared().observed_by(backend);
-        let line = Line { backend: Arc::clone(backend), index, vector, automasked, observer };
-        let (source, is_first) = enlist(domain.shared(), Some(line), options)?;
-        Ok((Self::add(domain, source, work), is_first))
+        domain.shared().observed_with(backend);
+        let line = Line { backend: Arc::clone(backend), index, vector };
+        let (source, is_first) = enlist(domain.shared(), Some(line), automasked, options)?;
+        Ok((Self::add(domain, source, handler), is_first))
     }
 
     pub(super) fn threaded(
@@ -86,11 +88,12 @@ impl Registration {
         backend: &AnyBackend,
         at: (IrqIndex, u32),
         options: IrqOptions,
-        handler: Handler,
+        first: impl FnMut(Interrupt) -> IrqReturn + Send + 'static,
         mut threaded: Box<dyn FnMut(Interrupt) + Send>,
     ) -> Result<Self> {
         let (wake, woken) = mpsc::channel();
-        let (mut it, is_first) = Self::prepare(domain, backend, at, options, Work::Threaded(handler, wake))?;
+        let handler = Box::new(Threaded { first, half: wake });
+        let (mut it, is_first) = Self::prepare(domain, backend, at, options, handler)?;
         let (shared, source) = (Arc::clone(domain.shared()), Arc::clone(&it.source));
         let id = it.id;
         let serve = move || {
@@ -105,7 +108,7 @@ impl Registration {
             }
         };
         let thread = std::thread::Builder::new().name("udrv-irq-half".into()).spawn(serve);
-        it.thread = Some(thread.map_err(|error| Error::os("starting a threaded interrupt handler", error))?);
+        it.thread = Some(Box::new(thread.map_err(|error| Error::os("starting a threaded interrupt handler", error))?));
         if is_first {
             it.arm()?;
         }
@@ -114,17 +117,18 @@ impl Registration {
 
     /// A source that no device has, fed by `fd`.
     pub(super) fn of_timer(domain: &IrqDomain, fd: OwnedFd, handler: Handler) -> Result<Self> {
-        let (source, _) = enlist(domain.shared(), None, IrqOptions::default())?;
-        let it = Self::add(domain, source, Work::Handler(handler));
+        let (source, _) = enlist(domain.shared(), None, false, IrqOptions::default())?;
+        let it = Self::add(domain, source, handler);
         domain.shared().inlet.add(&it.source, fd, Kind::Timer)?;
         Ok(it)
     }
 
-    fn add(domain: &IrqDomain, source: Arc<Source>, work: Work) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
+    fn add(domain: &IrqDomain, source: Arc<Source>, handler: Handler) -> Self {
+        // Told apart within one source only.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        source.add(Action { id, work });
-        Self { domain: domain.clone(), source, id, open: true, thread: None }
+        source.add(id, handler);
+        Self { service: Arc::clone(domain.service()), source, thread: None, id, open: true }
     }
 
     /// Gives the device a trigger, and lets a level line speak, which a client before us may have left masked.
@@ -148,18 +152,18 @@ impl Registration {
             theirs
         };
         line.backend.set_triggers(line.index, line.vector, &[Some(trigger.as_fd())])?;
-        if line.automasked {
+        if self.source.is_automasked {
             line.backend.unmask_irq(line.index, line.vector)?;
         }
         Ok(())
     }
 
     fn shared(&self) -> &Arc<Shared> {
-        self.domain.shared()
+        self.service.shared()
     }
 
-    pub(super) fn domain(&self) -> &IrqDomain {
-        &self.domain
+    pub(super) fn service(&self) -> &Service {
+        &self.service
     }
 
     /// Whether waiting for the line's handlers would wait for this thread: it runs one of them, a threaded half included; or it
@@ -287,7 +291,7 @@ impl Registration {
                 disarmed = line.backend.set_triggers(line.index, line.vector, &[None]);
             }
             shared.inlet.remove(self.source.rank());
-            lock(&shared.sources).remove(&self.source.rank());
+            lock(&shared.sources).remove(self.source.rank());
         } else if self.source.mark.enable() {
             shared.mark(self.source.rank());
         }
@@ -317,7 +321,12 @@ impl Drop for Registration {
 }
 
 /// The source of a line, and whether it is new.
-fn enlist(shared: &Shared, line: Option<Line>, options: IrqOptions) -> Result<(Arc<Source>, bool)> {
+fn enlist(
+    shared: &Shared,
+    line: Option<Line>,
+    is_automasked: bool,
+    options: IrqOptions,
+) -> Result<(Arc<Source>, bool)> {
     let mut sources = lock(&shared.sources);
     if let Some(line) = &line {
         let same = sources.values().find(|source| source.line().is_some_and(|other| other.is(line)));
@@ -335,7 +344,7 @@ fn enlist(shared: &Shared, line: Option<Line>, options: IrqOptions) -> Result<(A
     let Some(rank) = Shared::free_rank(&sources, options.priority) else {
         return Err(Error::NotSupported { what: "more sources of this priority", by: "an interrupt domain".into() });
     };
-    let source = Source::new(shared, rank, line, options);
+    let source = Source::new(shared, rank, line, is_automasked, options);
     sources.insert(rank, Arc::clone(&source));
     Ok((source, true))
 }

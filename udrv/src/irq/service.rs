@@ -52,6 +52,10 @@ impl Service {
         Ok(it)
     }
 
+    pub(super) fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     fn start(&self, name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
         let thread = std::thread::Builder::new().name(name.into()).spawn(work);
         lock(&self.threads).push(thread.map_err(|error| Error::os("starting an interrupt thread", error))?);

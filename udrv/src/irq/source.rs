@@ -7,10 +7,12 @@ use super::deliver::Shared;
 use super::sync::lock;
 use super::{IrqOptions, IrqReturn, IrqStats};
 use crate::clock;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use smallvec::SmallVec;
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
-use udrv_backend::{AnyBackend, IrqIndex, Moment, Observe};
+use udrv_backend::{AnyBackend, IrqIndex, Moment};
 
 /// What a handler is told.
 #[derive(Debug, Clone, Copy)]
@@ -19,13 +21,44 @@ pub struct Interrupt {
     pub merged: u64,
 }
 
-pub(super) type Handler = Box<dyn FnMut(Interrupt) -> IrqReturn + Send>;
+pub(super) type Handler = Box<dyn Handle>;
+
+/// What a delivery calls.
+pub(super) trait Handle: Send {
+    fn handle(&mut self, interrupt: Interrupt) -> IrqReturn;
+
+    /// Where its threaded half waits, if it has one.
+    fn half(&self) -> Option<&mpsc::Sender<Interrupt>> {
+        None
+    }
+}
+
+impl<F: FnMut(Interrupt) -> IrqReturn + Send> Handle for F {
+    fn handle(&mut self, interrupt: Interrupt) -> IrqReturn {
+        self(interrupt)
+    }
+}
+
+/// A handler in two halves.
+pub(super) struct Threaded<F> {
+    pub(super) first: F,
+    pub(super) half: mpsc::Sender<Interrupt>,
+}
+
+impl<F: FnMut(Interrupt) -> IrqReturn + Send> Handle for Threaded<F> {
+    fn handle(&mut self, interrupt: Interrupt) -> IrqReturn {
+        (self.first)(interrupt)
+    }
+    fn half(&self) -> Option<&mpsc::Sender<Interrupt>> {
+        Some(&self.half)
+    }
+}
 
 /// How many deliveries in a thousand must have been unhandled for it to be a storm: as the Linux kernel does
 /// (kernel/irq/spurious.c).
 const STORM_UNHANDLED_PERMILLE: u64 = 999;
 /// Unhandled deliveries further apart than this are no storm, however many (as above).
-const STORM_GAP: Duration = Duration::from_millis(100);
+const STORM_GAP_NS: u64 = 100_000_000;
 
 /// Where a source comes from.
 #[derive(Clone)]
@@ -33,81 +66,95 @@ pub(super) struct Line {
     pub(super) backend: AnyBackend,
     pub(super) index: IrqIndex,
     pub(super) vector: u32,
-    /// The kernel or server masked it before signalling: unmask after the handlers.
-    pub(super) automasked: bool,
-    /// Who looks on.
-    pub(super) observer: Option<Arc<dyn Observe>>,
 }
 
 impl Line {
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.backend, &other.backend) && (self.index, self.vector) == (other.index, other.vector)
     }
-
-    fn observe(&self, moment: impl FnOnce(IrqIndex, u32) -> Moment) {
-        if let Some(observer) = &self.observer {
-            observer.observe(moment(self.index, self.vector));
-        }
-    }
-
-    /// What an unmask cannot do for us is a line that stays silent: it is told, and the driver's deadline is met.
-    pub(super) fn unmask(&self) {
-        if self.automasked
-            && let Err(error) = self.backend.unmask_irq(self.index, self.vector)
-        {
-            tracing::warn!(%error, index = %self.index, vector = self.vector, "unmasking after the handlers");
-        }
-    }
 }
 
 /// One handler of a line.
 pub(super) struct Action {
-    pub(super) id: u64,
-    pub(super) work: Work,
+    pub(super) id: u32,
+    /// Its registration was dropped while the line's handlers ran, possibly by itself.
+    is_gone: bool,
+    /// `None`: it panicked. What it left half done is unknown, so it is not called again.
+    handler: Option<Handler>,
 }
 
 impl Action {
     fn is_alive(&self) -> bool {
-        !matches!(self.work, Work::Retired)
+        self.handler.is_some()
     }
 }
 
-pub(super) enum Work {
-    Handler(Handler),
-    /// The handler and where its threaded half waits.
-    Threaded(Handler, mpsc::Sender<Interrupt>),
-    /// It panicked: what it left half done is unknown, so it is not called again.
-    Retired,
-    /// Its registration was dropped while the line's handlers ran, possibly by itself.
-    Gone,
-}
+/// Most lines have one, and it is kept in place.
+type Actions = SmallVec<[Action; 1]>;
 
+/// A device may have thousands, so this is kept small: what it costs is measured by `cargo xtask bench irq`.
 pub(super) struct Source {
     pub(super) mark: Shown,
-    rank: u32,
-    is_shared: bool,
-    storm_window: u32,
-    /// Handlers that are registered, including those about to be; 0: it is being given back.
-    registered: AtomicU32,
     /// `None`: a timer.
     line: Option<Line>,
-    actions: Mutex<Vec<Action>>,
+    state: Mutex<State>,
+    /// Signals, saturating.
+    raised: AtomicU64,
+    rank: u32,
+    storm_window: u32,
+    /// Handlers that are registered, including those about to be; 0: it is being given back.
+    registered: AtomicU16,
+    /// Threaded halves that have not returned.
+    threads: AtomicU16,
+    is_shared: bool,
+    /// The kernel or server masks the line before it signals: unmask after the handlers.
+    pub(super) is_automasked: bool,
     /// Its handlers run.
     active: AtomicBool,
-    /// Threaded halves that have not returned.
-    threads: AtomicU32,
-    tally: Mutex<Tally>,
+    stormed: AtomicBool,
+}
+
+/// Under one lock, since each would take eight bytes.
+#[derive(Default)]
+struct State {
+    actions: Actions,
+    tally: Tally,
 }
 
 #[derive(Default)]
 struct Tally {
-    stats: IrqStats,
+    delivered: u64,
+    merged: u64,
+    spurious: u64,
+    deferred: u64,
+    longest_deferral_ns: u64,
+    longest_handler_ns: u64,
     /// When a section was found to hold it back.
-    held_since: Option<Instant>,
+    held_since: Option<Stamp>,
+    last_unhandled: Option<Stamp>,
     /// Deliveries of the window so far, and those unhandled.
     window: u32,
     unhandled: u32,
-    last_unhandled: Option<Instant>,
+}
+
+/// A time in half the size of an `Instant`: nanoseconds since the process made its first source, and one.
+#[derive(Clone, Copy)]
+struct Stamp(NonZeroU64);
+
+impl Stamp {
+    fn of(at: Instant) -> Self {
+        static FIRST: OnceLock<Instant> = OnceLock::new();
+        let since_first = at.saturating_duration_since(*FIRST.get_or_init(|| at));
+        Self(NonZeroU64::MIN.saturating_add(nanoseconds(since_first)))
+    }
+
+    fn nanoseconds_since(self, earlier: Self) -> u64 {
+        self.0.get().saturating_sub(earlier.0.get())
+    }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What one delivery came to.
@@ -118,18 +165,27 @@ struct Outcome {
 }
 
 impl Source {
-    pub(super) fn new(shared: &Shared, rank: u32, line: Option<Line>, options: IrqOptions) -> Arc<Self> {
+    pub(super) fn new(
+        shared: &Shared,
+        rank: u32,
+        line: Option<Line>,
+        is_automasked: bool,
+        options: IrqOptions,
+    ) -> Arc<Self> {
+        let _first = Stamp::of(clock::now());
         Arc::new(Self {
             mark: Shown::new(&shared.shown, line.as_ref()),
-            rank,
-            is_shared: options.shared,
-            storm_window: options.storm_window.max(1),
-            registered: AtomicU32::new(1),
             line,
-            actions: Mutex::default(),
+            state: Mutex::default(),
+            raised: AtomicU64::new(0),
+            rank,
+            storm_window: options.storm_window.max(1),
+            registered: AtomicU16::new(1),
+            threads: AtomicU16::new(0),
+            is_shared: options.shared,
+            is_automasked,
             active: AtomicBool::new(false),
-            threads: AtomicU32::new(0),
-            tally: Mutex::default(),
+            stormed: AtomicBool::new(false),
         })
     }
 
@@ -151,45 +207,60 @@ impl Source {
     }
 
     pub(super) fn stats(&self) -> IrqStats {
-        lock(&self.tally).stats
+        self.stats_of(&lock(&self.state).tally)
+    }
+
+    fn stats_of(&self, tally: &Tally) -> IrqStats {
+        IrqStats {
+            raised: self.raised.load(Ordering::Acquire),
+            delivered: tally.delivered,
+            merged: tally.merged,
+            spurious: tally.spurious,
+            deferred: tally.deferred,
+            longest_deferral: Duration::from_nanos(tally.longest_deferral_ns),
+            longest_handler: Duration::from_nanos(tally.longest_handler_ns),
+            stormed: self.stormed.load(Ordering::Acquire),
+        }
+    }
+
+    /// Shows the account, whose lock the caller has.
+    fn show(&self, tally: &Tally) {
+        self.mark.settle(&self.stats_of(tally));
     }
 
     /// Counts signals. Called once they are marked, so that who sees the count will find the mark.
     pub(super) fn count(&self, count: u64) {
-        let stats = &mut lock(&self.tally).stats;
-        stats.raised = stats.raised.saturating_add(count);
-        self.mark.count(stats);
+        let add = |raised: u64| Some(raised.saturating_add(count));
+        let _before = self.raised.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+        self.mark.show_raised(&self.raised);
     }
 
     /// It is pending while a section is open, since `since`.
     pub(super) fn hold(&self, since: Instant) {
-        let mut tally = lock(&self.tally);
+        let tally = &mut lock(&self.state).tally;
         if tally.held_since.is_none() {
-            tally.held_since = Some(since);
-            tally.stats.deferred += 1;
-            self.mark.count(&tally.stats);
+            tally.held_since = Some(Stamp::of(since));
+            tally.deferred += 1;
+            self.show(tally);
         }
     }
 
     /// Counts one more handler of a shared line. Called with the domain's table locked.
     pub(super) fn join(&self) -> bool {
-        let count = |registered| (self.is_shared && registered > 0).then_some(registered + 1);
+        let count = |registered: u16| registered.checked_add(1).filter(|_| self.is_shared && registered > 0);
         self.registered.fetch_update(Ordering::AcqRel, Ordering::Acquire, count).is_ok()
     }
 
-    pub(super) fn add(&self, action: Action) {
-        let mut actions = lock(&self.actions);
-        // Most lines have one.
-        actions.reserve_exact(1);
-        actions.push(action);
+    pub(super) fn add(&self, id: u32, handler: Handler) {
+        lock(&self.state).actions.push(Action { id, is_gone: false, handler: Some(handler) });
     }
 
     /// Takes one handler out, and says whether it was the last. While the handlers run this is only noted.
-    pub(super) fn remove(&self, id: u64) -> (Option<Action>, bool) {
-        let mut actions = lock(&self.actions);
+    pub(super) fn remove(&self, id: u32) -> (Option<Action>, bool) {
+        let actions = &mut lock(&self.state).actions;
         let removed = actions.iter().position(|action| action.id == id).map(|at| actions.remove(at));
         if removed.is_none() {
-            actions.push(Action { id, work: Work::Gone });
+            actions.push(Action { id, is_gone: true, handler: None });
         }
         (removed, self.registered.fetch_sub(1, Ordering::AcqRel) == 1)
     }
@@ -205,10 +276,7 @@ impl Source {
             irq_is_delivered(index, vector, merged);
             let outcome = {
                 let _inside = InHandler::of(shared, self);
-                self.observe(|index, vector| Moment::HandlerBegins { index, vector });
-                let outcome = self.call(Interrupt { merged });
-                self.observe(|index, vector| Moment::HandlerEnds { index, vector, handled: outcome.handled });
-                outcome
+                self.call_observed(Interrupt { merged })
             };
             self.mark.runs(false);
             let stormed = self.settle(start, clock::now(), merged, outcome.handled);
@@ -219,39 +287,45 @@ impl Source {
         merged.is_some()
     }
 
-    fn observe(&self, moment: impl FnOnce(IrqIndex, u32) -> Moment) {
-        if let Some(line) = &self.line {
-            line.observe(moment);
-        }
+    /// As [`Source::call`], telling whoever looks on.
+    fn call_observed(&self, interrupt: Interrupt) -> Outcome {
+        let observed = self.line.as_ref().and_then(|line| Some((line.backend.observer()?, line.index, line.vector)));
+        let Some((observer, index, vector)) = observed else { return self.call(interrupt) };
+        observer.observe(Moment::HandlerBegins { index, vector });
+        let outcome = self.call(interrupt);
+        observer.observe(Moment::HandlerEnds { index, vector, handled: outcome.handled });
+        outcome
     }
 
     fn call(&self, interrupt: Interrupt) -> Outcome {
         // Taken out, so that a handler may register and drop others of its line.
-        let mut actions = std::mem::take(&mut *lock(&self.actions));
+        let mut actions = std::mem::take(&mut lock(&self.state).actions);
         let mut outcome = Outcome { handled: false, threads: Vec::new(), alive: false };
-        for Action { work, .. } in &mut actions {
-            let (Work::Handler(handler) | Work::Threaded(handler, _)) = &mut *work else { continue };
-            match (contained(|| handler(interrupt)), &work) {
-                (Some(IrqReturn::None), _) => {}
-                (Some(IrqReturn::WakeThread), Work::Threaded(_, thread)) => {
+        for Action { handler: place, .. } in &mut actions {
+            let Some(handler) = place else { continue };
+            match contained(|| handler.handle(interrupt)) {
+                Some(IrqReturn::None) => {}
+                Some(returned) => {
                     outcome.handled = true;
-                    outcome.threads.push(thread.clone());
+                    let half = handler.half().filter(|_| returned == IrqReturn::WakeThread);
+                    outcome.threads.extend(half.cloned());
                 }
-                (Some(_), _) => outcome.handled = true,
-                (None, _) => {
+                None => {
                     tracing::error!(source = %self.describe(), "an interrupt handler panicked and is retired");
-                    let_go(std::mem::replace(work, Work::Retired));
+                    let_go(place.take());
                 }
             }
         }
-        let mut current = lock(&self.actions);
-        actions.append(&mut current);
-        let gone: Vec<u64> =
-            actions.iter().filter(|action| matches!(action.work, Work::Gone)).map(|action| action.id).collect();
-        let (removed, kept): (Vec<_>, Vec<_>) = actions.into_iter().partition(|action| gone.contains(&action.id));
-        outcome.alive = kept.iter().any(Action::is_alive);
-        *current = kept;
-        drop(current);
+        let mut state = lock(&self.state);
+        actions.append(&mut state.actions);
+        let mut removed = Actions::new();
+        if actions.iter().any(|action| action.is_gone) {
+            let gone: Vec<u32> = actions.iter().filter(|action| action.is_gone).map(|action| action.id).collect();
+            (removed, actions) = actions.into_iter().partition(|action| gone.contains(&action.id));
+        }
+        outcome.alive = actions.iter().any(Action::is_alive);
+        state.actions = actions;
+        drop(state);
         // What a handler owns may take locks when it goes, ours included.
         removed.into_iter().for_each(let_go);
         outcome
@@ -259,22 +333,23 @@ impl Source {
 
     /// Accounts for one delivery. True if it made a storm.
     fn settle(&self, start: Instant, end: Instant, merged: u64, handled: bool) -> bool {
-        let mut tally = lock(&self.tally);
-        let held = tally.held_since.take().map(|since| start.saturating_duration_since(since)).unwrap_or_default();
-        let stats = &mut tally.stats;
-        stats.delivered += 1;
-        stats.merged = stats.merged.saturating_add(merged - 1);
-        stats.spurious += u64::from(!handled);
-        stats.longest_deferral = stats.longest_deferral.max(held);
-        stats.longest_handler = stats.longest_handler.max(end.saturating_duration_since(start));
+        let tally = &mut lock(&self.state).tally;
+        tally.delivered += 1;
+        tally.merged = tally.merged.saturating_add(merged - 1);
+        tally.longest_handler_ns = tally.longest_handler_ns.max(nanoseconds(end.saturating_duration_since(start)));
+        if let Some(since) = tally.held_since.take() {
+            tally.longest_deferral_ns = tally.longest_deferral_ns.max(Stamp::of(start).nanoseconds_since(since));
+        }
         if !handled {
-            let in_a_row = tally.last_unhandled.is_some_and(|last| end.saturating_duration_since(last) < STORM_GAP);
+            let now = Stamp::of(end);
+            let in_a_row = tally.last_unhandled.is_some_and(|last| now.nanoseconds_since(last) < STORM_GAP_NS);
+            tally.spurious += 1;
             tally.unhandled = if in_a_row { tally.unhandled + 1 } else { 1 };
-            tally.last_unhandled = Some(end);
+            tally.last_unhandled = Some(now);
         }
         tally.window += 1;
         if tally.window < self.storm_window {
-            self.mark.settle(&tally.stats);
+            self.show(tally);
             return false;
         }
         tally.window = 0;
@@ -282,8 +357,8 @@ impl Source {
         let storm = u64::from(unhandled) * 1000 > u64::from(self.storm_window) * STORM_UNHANDLED_PERMILLE;
         // What somebody handles is not the moment to give up: if it is a storm, the next window ends in one.
         let storm = storm && !handled;
-        tally.stats.stormed |= storm;
-        self.mark.settle(&tally.stats);
+        self.stormed.fetch_or(storm, Ordering::AcqRel);
+        self.show(tally);
         storm
     }
 
@@ -298,18 +373,25 @@ impl Source {
             }
             self.silence();
         } else if outcome.threads.is_empty() {
-            if let Some(line) = &self.line {
-                line.unmask();
-            }
+            self.unmask();
         } else {
             // ONESHOT: neither delivered nor unmasked until the last threaded half has returned.
             self.mark.disable();
-            self.threads.fetch_add(outcome.threads.len() as u32, Ordering::AcqRel);
+            self.threads.fetch_add(outcome.threads.len() as u16, Ordering::AcqRel);
             for thread in &outcome.threads {
                 if thread.send(interrupt).is_err() {
                     self.thread_done(shared);
                 }
             }
+        }
+    }
+
+    /// What an unmask cannot do for us is a line that stays silent: it is told, and the driver's deadline is met.
+    fn unmask(&self) {
+        if let Some(line) = self.line.as_ref().filter(|_| self.is_automasked)
+            && let Err(error) = line.backend.unmask_irq(line.index, line.vector)
+        {
+            tracing::warn!(%error, index = %line.index, vector = line.vector, "unmasking after the handlers");
         }
     }
 
@@ -319,17 +401,17 @@ impl Source {
     }
 
     /// A threaded half panicked: neither it nor its handler is called again. Its line is disabled, so that no handler runs.
-    pub(super) fn retire(&self, id: u64) {
-        let mut actions = lock(&self.actions);
-        let action = actions.iter_mut().find(|action| action.id == id);
-        let work = action.map(|action| std::mem::replace(&mut action.work, Work::Retired));
-        drop(actions);
-        let_go(work);
+    pub(super) fn retire(&self, id: u32) {
+        let mut state = lock(&self.state);
+        let action = state.actions.iter_mut().find(|action| action.id == id);
+        let handler = action.and_then(|action| action.handler.take());
+        drop(state);
+        let_go(handler);
     }
 
     fn silence(&self) {
         if let Some(line) = &self.line
-            && !line.automasked
+            && !self.is_automasked
             && let Err(error) = line.backend.set_triggers(line.index, line.vector, &[None])
         {
             tracing::warn!(%error, source = %self.describe(), "disarming an interrupt that nobody handles");
@@ -339,10 +421,8 @@ impl Source {
     /// One threaded half has returned.
     pub(super) fn thread_done(&self, shared: &Shared) {
         if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_given_back() {
-            if lock(&self.actions).iter().any(Action::is_alive) {
-                if let Some(line) = &self.line {
-                    line.unmask();
-                }
+            if lock(&self.state).actions.iter().any(Action::is_alive) {
+                self.unmask();
                 if self.mark.enable() {
                     shared.mark(self.rank);
                 }
@@ -356,10 +436,10 @@ impl Source {
 
     /// Forgets a storm. True if there was one.
     pub(super) fn forget_storm(&self) -> bool {
-        let mut tally = lock(&self.tally);
+        let tally = &mut lock(&self.state).tally;
         (tally.window, tally.unhandled) = (0, 0);
-        let stormed = std::mem::take(&mut tally.stats.stormed);
-        self.mark.settle(&tally.stats);
+        let stormed = self.stormed.swap(false, Ordering::AcqRel);
+        self.show(tally);
         stormed
     }
 
