@@ -65,13 +65,14 @@ impl<I: Io + 'static> Edu<I> {
                 Ok(cause) if cause.is_empty() => IrqReturn::None,
                 // A device that is gone reads as all ones.
                 Ok(cause) if cause.bits() == u32::MAX => IrqReturn::None,
-                Ok(cause) => {
-                    causes.fetch_or(cause.bits(), Ordering::Release);
-                    match io.write(INTERRUPT_ACKNOWLEDGE, cause) {
-                        Ok(()) => IrqReturn::Handled,
-                        Err(_) => IrqReturn::None,
+                // Told last: whoever has seen the cause may raise it again, which an acknowledgement still to come would undo.
+                Ok(cause) => match io.write(INTERRUPT_ACKNOWLEDGE, cause) {
+                    Ok(()) => {
+                        causes.fetch_or(cause.bits(), Ordering::Release);
+                        IrqReturn::Handled
                     }
-                }
+                    Err(_) => IrqReturn::None,
+                },
                 Err(_) => IrqReturn::None,
             }
         };

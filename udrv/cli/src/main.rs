@@ -16,6 +16,7 @@ mod uart;
 mod usb;
 
 use clap::{Parser, Subcommand};
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -25,7 +26,7 @@ use std::process::ExitCode;
     about = "Run native drivers as ordinary processes",
     after_help = "Device addresses:\n  pci:0000:03:00.0     kernel VFIO, in this process (bind it first: stub-driver bind)\n  \
 unix:PATH            the stub, or any other vfio-user server\n  model:NAME           edu, nvme or uart16550: software, in this process\n  \
-replay:FILE          what udrv run --record has recorded\n\n\
+replay:FILE          what udrv run --record has recorded\n  usb:BUS-PORT         for the usb-* drivers; also usb:VID:PID[:SERIAL], and model:NAME of each (see its --help)\n\n\
 Examples:\n  udrv run edu --device model:edu\n  udrv run edu --device unix:/run/udrv/edu.sock --irq signal\n  \
 udrv run nvme --device pci:0000:04:00.0 read --lba 0 --blocks 2048 --output first-mib.img\n  udrv run nvme --device pci:0000:04:00.0 --export nbd:/run/udrv/disk.sock\n  udrv run uart16550 --device unix:/run/udrv/0000:00:08.0.sock --link /tmp/serial\n  udrv info unix:/run/udrv/0000:03:00.0.sock"
 )]
@@ -74,6 +75,7 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty()))
         .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
         .init();
     let command = match Cli::try_parse() {

@@ -81,13 +81,10 @@ pub fn split(words: &[String]) -> (Option<&str>, &[String]) {
     }
 }
 
-/// Prints a line; that nobody reads on is no error.
+/// Prints a line. That nobody reads on ends the command, and is then no failure.
 pub fn say(line: &str) -> Result<()> {
     use std::io::Write as _;
     // It may come from another process, which has no say over our terminal.
     let line: String = line.chars().map(|it| if it.is_control() && it != '\n' { '?' } else { it }).collect();
-    match writeln!(std::io::stdout(), "{line}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        said => Ok(said?),
-    }
+    Ok(writeln!(std::io::stdout(), "{line}")?)
 }

@@ -144,7 +144,9 @@ pub fn run(args: TraceArgs) -> Result<()> {
 }
 
 fn write(to: &Path, text: &str) -> Result<()> {
-    std::fs::write(to, text).map_err(|error| anyhow!("writing {}: {error}", to.display()))
+    std::fs::write(to, text).map_err(|error| anyhow!("writing {}: {error}", to.display()))?;
+    eprintln!("wrote {}", to.display());
+    Ok(())
 }
 
 fn compare(first: &Path, second: &Path, map: &MapArgs) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `udrv trace show`: events as lines of text or JSON.
 
 use super::ShowArgs;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use serde_json::json;
 use std::io::{IsTerminal as _, Write as _};
 use udrv::debug::trace::{Event, Outcome, ThreadNames, Trace, What};
@@ -12,14 +12,16 @@ pub(super) fn show(args: &ShowArgs) -> Result<()> {
     let trace = Trace::open(&args.trace)?;
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let shown = Shown::new(&trace, args.map.choose(&trace), !unwanted && std::io::stdout().is_terminal());
+    if let (Some(name), Some(map)) = (&args.register, shown.map) {
+        let names: Vec<&str> = map.registers.iter().map(|register| register.name).collect();
+        if !names.iter().any(|known| known.contains(name.as_str())) {
+            bail!("no register of {} has `{name}` in its name: they are {}", map.device, names.join(", "));
+        }
+    }
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     for event in trace.events.iter().filter(|event| shown.is_wanted(event, args)) {
         let line = if args.json { shown.json(event).to_string() } else { shown.text(event) };
-        match writeln!(out, "{line}") {
-            // A pager that was left.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
-            written => written?,
-        }
+        writeln!(out, "{line}")?;
     }
     out.flush()?;
     if trace.lost > 0 {
