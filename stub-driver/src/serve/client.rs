@@ -93,12 +93,13 @@ impl Client {
     }
 
     /// Writes a bundle beside the socket, if the process ended without letting go of the device or panicked.
-    pub(super) fn post_mortem(&self, device: &AnyBackend, name: &str, socket: &Path, owner: Uid) {
+    /// Who still has it because it was taken from it (`revoked`) has not ended.
+    pub(super) fn post_mortem(&self, device: &AnyBackend, name: &str, (socket, owner): (&Path, Uid), revoked: bool) {
         let Some(state) = self.page.as_ref().and_then(Found::look) else { return };
         let held = state.devices.iter().find(|device| is_served_at(device, socket));
         let why = if state.panic.is_some() && state.panic != self.panic {
             "its driver panicked"
-        } else if held.is_some() {
+        } else if held.is_some() && !revoked {
             "its driver ended without letting go of it"
         } else {
             return;

@@ -179,7 +179,8 @@ impl Served {
         // The client sees at once that it is over; the device may take its time.
         let _ = channel.stream().shutdown(Shutdown::Both);
         // Before the end, which takes the device's state away.
-        let look = || client.post_mortem(&lease.device, name, self.listener.path(), self.export.owner());
+        let place = (self.listener.path(), self.export.owner());
+        let look = || client.post_mortem(&lease.device, name, place, revoked.is_some());
         if catch_unwind(AssertUnwindSafe(look)).is_err() {
             tracing::error!("{name}: looking at what its client left panicked");
         }

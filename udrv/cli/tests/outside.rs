@@ -19,7 +19,7 @@ struct Driven {
     model: AnyBackend,
     address: String,
     folder: PathBuf,
-    _server: DeviceServer,
+    server: Option<DeviceServer>,
 }
 
 impl Drop for Driven {
@@ -47,7 +47,7 @@ impl Driven {
             .spawn()
             .expect("started");
         let output = BufReader::new(child.stdout.take().expect("its output"));
-        let it = Self { child, model, address, folder, _server: server };
+        let it = Self { child, model, address, folder, server: Some(server) };
         let section = output.lines().map_while(Result::ok).find(|line| line.starts_with("section"));
         assert!(section.is_some(), "the driver ended before it took interrupts");
         it
@@ -233,6 +233,13 @@ fn driver_that_ends_in_order_leaves_no_bundle() {
     // A second driver gets the device once the first's lease has ended, bundle and all.
     let info = Command::new(env!("CARGO_BIN_EXE_udrv")).args(["info", &driven.address]).output().expect("udrv starts");
     assert!(info.status.success(), "{}", String::from_utf8_lossy(&info.stderr));
+    assert!(!driven.folder.join("bundles").exists());
+}
+
+#[test]
+fn driver_whose_device_was_taken_from_it_leaves_no_bundle() {
+    let mut driven = Driven::start();
+    drop(driven.server.take());
     assert!(!driven.folder.join("bundles").exists());
 }
 
