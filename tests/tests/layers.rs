@@ -64,7 +64,8 @@ fn may_use(user: &str, used: &str) -> bool {
     match user {
         "stub-driver/wire" | "udrv/backend" => false,
         "stub-driver/channel" => ["stub-driver/wire", "udrv/backend"].contains(&used),
-        "devices/model" | "udrv/vfio" | "udrv/usb" | "udrv/debug" | "udrv/inspect" => used == "udrv/backend",
+        "udrv/usb" => ["udrv/backend", "stub-driver/channel"].contains(&used),
+        "devices/model" | "udrv/vfio" | "udrv/debug" | "udrv/inspect" => used == "udrv/backend",
         "udrv" => {
             let below = ["udrv/backend", "udrv/debug", "udrv/inspect", "udrv/vfio"];
             below.contains(&used) || ["stub-driver/wire", "stub-driver/channel"].contains(&used)

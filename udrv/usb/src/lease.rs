@@ -29,8 +29,8 @@ pub(crate) struct Lease {
 /// Asks the stub behind a socket for its device.
 pub(crate) fn ask(path: &Path) -> Result<Lease> {
     let socket = path.display().to_string();
-    let connection =
-        UnixStream::connect(path).map_err(|error| Error::os(format!("connecting to the stub at {socket}"), error))?;
+    let connection = udrv_channel::connect(path, PATIENCE)
+        .map_err(|error| Error::os(format!("connecting to the stub at {socket}"), error))?;
     let os = |error: std::io::Error| Error::os(format!("asking the stub at {socket}"), error);
     connection.set_read_timeout(Some(PATIENCE)).map_err(os)?;
     let mut line = [0; LINE];
