@@ -8,7 +8,8 @@
 rounds=${ROUNDS:-50}
 load_usb
 monitor device_del usbdisk
-within 60 sh -c "! grep -qs 46f4 /sys/bus/usb/devices/*/idVendor"
+disk_is_gone() { ! usb_port_of 46f4:0001 >/dev/null; }
+within 60 disk_is_gone
 
 coproc SOAK { "$UDRV_BIN/examples/usb_unplugged" "$rounds" 2>/tmp/soak.log; }
 soak=$SOAK_PID
