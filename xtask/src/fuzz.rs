@@ -1,7 +1,7 @@
 //! `cargo xtask fuzz`: the targets of `tests/fuzz`, with libFuzzer, on the stable toolchain: coverage comes from LLVM's own pass,
 //! and there is no sanitizer, since what is fuzzed has no unsafe code.
 
-use crate::vm::{repo_root, target_dir};
+use crate::vm::{install_missing, repo_root, target_dir};
 use crate::{cargo, succeed};
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,9 @@ const COVERAGE: [&str; 5] = [
     "-Cllvm-args=-sanitizer-coverage-pc-table",
     "-Cllvm-args=-sanitizer-coverage-trace-compares",
 ];
+
+/// What libFuzzer is compiled by, and its package.
+const COMPILER: (&str, &str) = ("c++", "g++");
 
 /// Longest input, bytes: some messages with what follows them.
 const MAX_INPUT: usize = 4096;
@@ -41,12 +44,17 @@ pub(crate) struct FuzzArgs {
 pub(crate) fn run(args: &FuzzArgs) -> Result<()> {
     let targets: Vec<&str> =
         TARGETS.into_iter().filter(|name| args.target.as_deref().is_none_or(|one| one == *name)).collect();
+    install_missing(&[COMPILER]).context("libFuzzer needs a C++ compiler")?;
     run_targets(&targets, args.seconds)
 }
 
-/// Every target for as many seconds.
-pub(crate) fn run_all(seconds: u32) -> Result<()> {
-    run_targets(&TARGETS, seconds)
+/// Every target for as many seconds. Gives the reason if that cannot be done here.
+pub(crate) fn run_all(seconds: u32) -> Result<Option<String>> {
+    let is_ci = std::env::var_os("CI").is_some_and(|ci| ci == "true");
+    match install_missing(&[COMPILER]) {
+        Err(error) if !is_ci => Ok(Some(format!("libFuzzer needs a C++ compiler: {error:#}"))),
+        got => got.and_then(|()| run_targets(&TARGETS, seconds)).map(|()| None),
+    }
 }
 
 fn run_targets(targets: &[&str], seconds: u32) -> Result<()> {
@@ -86,8 +94,7 @@ fn build(work: &Path) -> Result<PathBuf> {
     ]);
     build.args(["--target", &host]).arg("--target-dir").arg(work);
     build.env("CARGO_ENCODED_RUSTFLAGS", COVERAGE.join("\x1f")).stdin(Stdio::null());
-    succeed(&mut build)
-        .context("the fuzz targets cannot be built (libFuzzer needs a C++ compiler: apt-get install g++)")?;
+    succeed(&mut build).context("the fuzz targets cannot be built")?;
     Ok(work.join(host).join("fuzz"))
 }
 

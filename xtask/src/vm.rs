@@ -18,7 +18,7 @@ mod verdict;
 mod vfio_user;
 mod watch;
 
-pub(crate) use apt::output_of;
+pub(crate) use apt::{install_missing, output_of};
 pub(crate) use bench_usb::run as bench_usb;
 pub(crate) use kernel::install_test_programs;
 pub(crate) use machine::target_dir;
