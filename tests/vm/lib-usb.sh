@@ -4,7 +4,6 @@
 # driver has it. What an earlier scenario may have left when it fell is put right: a disk that is unplugged, or has no driver.
 load_usb() {
     modprobe -a xhci_pci usb-storage sd_mod ext4 usbhid || fail "cannot load the USB drivers"
-    within 60 monitor_answers
     within 60 usb_port_of 0627:0001 >/dev/null # the keyboard is never unplugged: the bus is up
     usb_port_of 46f4:0001 >/dev/null || plug_disk
     within 60 usb_port_of 46f4:0001 >/dev/null
@@ -48,29 +47,18 @@ disk_is_back() {
     [ -b "$disk" ] && [ "$(cat "/sys/block/${disk##*/}/size")" -eq 131072 ]
 }
 
-# monitor_port: the serial port that QEMU's monitor is at the other end of
-monitor_port() {
-    for tty in /sys/class/tty/ttyS*; do
-        case $(readlink -f "$tty/device") in */0000:00:09.0*) echo "/dev/${tty##*/}" && return 0 ;; esac
-    done
-    fail "no way to QEMU's monitor"
-}
-
-# monitor_answers: whether a command comes back as it was sent. Before the first one the greeting waits in the line; what of it
-# was echoed before that was off is a command, too, and may take the next one along.
-monitor_answers() {
-    monitor_at=$(monitor_port)
-    exec 8<>"$monitor_at"
-    stty -F "$monitor_at" raw -echo min 0 time 5
-    printf '\n\ninfo version\n' >&8
-    said=$(timeout 10 cat <&8) || true
-    exec 8>&-
-    case $said in *"info version"*) return 0 ;; *) return 1 ;; esac
-}
-
 # monitor COMMAND: tells QEMU's monitor, from the guest
 monitor() {
-    monitor_at=$(monitor_port)
-    stty -F "$monitor_at" raw -echo
-    printf '\n\n%s\n' "$*" >"$monitor_at"
+    for tty in /sys/class/tty/ttyS*; do
+        case $(readlink -f "$tty/device") in
+        */0000:00:09.0*)
+            # what the monitor answers must not be echoed: it would be the next command
+            stty -F "/dev/${tty##*/}" raw -echo
+            # What came before that was echoed (the greeting): the first line ends whatever QEMU makes of it.
+            printf '\n\n%s\n' "$*" >"/dev/${tty##*/}"
+            return 0
+            ;;
+        esac
+    done
+    fail "no way to QEMU's monitor"
 }
