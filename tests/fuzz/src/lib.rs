@@ -6,7 +6,13 @@
 //! once broke something goes there, and `cargo test` runs them all for ever.
 
 use udrv_usb::descriptor::{Configuration, DeviceDescriptor, parse_bos, parse_string};
-use udrv_usb::usbip;
+use udrv_usb::{EndpointAddress, Speed, usbip};
+use udrv_usb_audio::pace::Pace;
+use udrv_usb_audio::protocol::{FeatureUnit, Setting};
+use udrv_usb_keyboard::protocol::Report;
+use udrv_usb_serial::line::{Counters, LineCoding};
+use udrv_usb_serial::{cdc, ftdi};
+use udrv_usb_storage::protocol::{Capacity, CommandWrapper, Inquiry, Sense, StatusWrapper};
 use udrv_wire::*;
 
 const LIMITS: Limits = Limits { max_data_xfer_size: 0x10_0000, max_message_size: 0x10_0020, max_msg_fds: 1 };
@@ -25,6 +31,66 @@ pub fn usb_descriptors(bytes: &[u8]) {
         assert_ne!(endpoint.address.number(), 0, "endpoint 0 is everybody's");
     }
     assert!(udrv_usb::host::split_descriptors(bytes).iter().all(|one| one.len() <= bytes.len()));
+}
+
+/// A device of each class that has a driver: a device descriptor, a configuration with the class's own descriptors in it, and what
+/// the device sends when it is used, a packet or an answer.
+pub fn usb_classes(bytes: &[u8]) {
+    let (Ok(device), Ok(configuration)) = (DeviceDescriptor::parse(bytes), Configuration::parse(rest(bytes, 18)))
+    else {
+        return sent(bytes);
+    };
+    let total = rest(bytes, 18).get(2..4).map_or(0, |total| usize::from(u16::from_le_bytes([total[0], total[1]])));
+    let packet = rest(bytes, 18 + total);
+    let has = |address: EndpointAddress| {
+        let mut endpoints = configuration.interfaces.iter().flat_map(|interface| &interface.endpoints);
+        endpoints.any(|endpoint| endpoint.address == address)
+    };
+    if let Some(function) = cdc::Function::find(&configuration) {
+        assert!(function.bulk_in.1 > 0 && has(function.bulk_in.0) && has(function.bulk_out), "no way for data");
+        assert!(function.notifications.is_none_or(|(address, size)| size > 0 && has(address)), "no notifications");
+        let numbers = configuration.numbers();
+        assert!([function.control, function.data].iter().all(|number| numbers.contains(number)), "no such interface");
+    }
+    if let Some(mut function) = ftdi::Function::find(&device, &configuration) {
+        assert!(function.bulk_in.1 > 2 && has(function.bulk_in.0) && has(function.bulk_out), "no way for data");
+        let (mut counters, mut received) = (Counters::default(), 0);
+        let _ = function.received(packet, &mut counters, |data| received += data.len());
+        assert!(received <= packet.len(), "more than came");
+        let _ = function.set_line(&LineCoding { baud: u32::from(device.release), ..LineCoding::default() });
+    }
+    for setting in Setting::all(&configuration) {
+        assert!(setting.frame() > 0 && has(setting.endpoint), "a stream of nothing");
+        assert!(setting.feedback.is_none_or(|(address, size)| size >= 3 && has(address)), "no feedback");
+        for speed in [Speed::Full, Speed::High] {
+            let mut pace = Pace::new(48_000, setting.interval(speed));
+            let _ = (pace.feedback(packet), pace.packet(), setting.most_frames(), setting.to_string());
+        }
+    }
+    for unit in FeatureUnit::all(&configuration) {
+        assert!(configuration.numbers().contains(&unit.interface), "no such interface");
+        assert!(unit.mute.len() <= 256 && unit.volume.len() <= 256, "more channels than there can be");
+    }
+    sent(packet);
+}
+
+fn rest(bytes: &[u8], from: usize) -> &[u8] {
+    bytes.get(from..).unwrap_or_default()
+}
+
+/// Answers and packets that need no descriptors to be understood.
+fn sent(bytes: &[u8]) {
+    let mut counters = Counters::default();
+    let _ = (cdc::notified(bytes, &mut counters), cdc::parse_line_coding(bytes));
+    if let Some(report) = Report::from_bytes(bytes) {
+        let events = report.since(&Report::default());
+        assert!(events.len() <= 8 + 6, "more keys than a report has");
+    }
+    if let Some(status) = StatusWrapper::from_bytes(bytes) {
+        assert_eq!(StatusWrapper::from_bytes(&status.to_bytes()).map(|again| again.tag), Some(status.tag));
+    }
+    let _ = (CommandWrapper::from_bytes(bytes), Inquiry::from_bytes(bytes), Sense::from_bytes(bytes));
+    let _ = (Capacity::from_bytes_10(bytes), Capacity::from_bytes_16(bytes).map(|capacity| capacity.bytes()));
 }
 
 /// A client's stream: an operation and a bus id, then commands with what follows them.
@@ -86,6 +152,11 @@ mod tests {
     #[test]
     fn usb_descriptors_of_the_corpus_break_nothing() {
         run_corpus("usb_descriptors", super::usb_descriptors);
+    }
+
+    #[test]
+    fn usb_classes_of_the_corpus_break_nothing() {
+        run_corpus("usb_classes", super::usb_classes);
     }
 
     #[test]
