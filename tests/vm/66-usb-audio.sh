@@ -1,6 +1,7 @@
 #!/bin/bash
-# The sound driver on QEMU's usb-audio, which writes what it plays into a WAV file: what was played is in it, sample for sample.
-# deadline: 120
+# The sound driver on QEMU's usb-audio, which writes what it plays into a WAV file: what was played is in it, sample for sample. It only
+# plays, so capturing is shown on our model, imported by the kernel over USB/IP.
+# deadline: 300
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
@@ -77,3 +78,45 @@ tone = rest[first:first + 12000]
 edges = [at for at in range(1, len(tone)) if tone[at - 1] < 0 <= tone[at]]
 assert len(edges) > 240 and all(b - a in (47, 48, 49) for a, b in zip(edges, edges[1:])), edges[:10]
 P
+
+echo "# captured: our model, imported over USB/IP, is a device on the kernel's usbfs; what it hears is a number counted up"
+modprobe vhci-hcd || fail "cannot load vhci-hcd"
+"$UDRV_BIN/stub-driver" usb export model:usb-audio >/run/export.log 2>&1 &
+STUB=$!
+exporting() {
+    kill -0 "$STUB" 2>/dev/null || fail "the stub ended: $(cat /run/export.log)"
+    grep -qx ready /run/export.log
+}
+within 20 exporting
+usbip attach -r 127.0.0.1 -b 0-1 || fail "usbip cannot attach"
+within 30 usb_port_of 1209:0006 >/dev/null
+port=$(usb_port_of 1209:0006)
+within 30 kernel_has_it
+"$UDRV" run usb-audio --device "usb:$port" info >/tmp/info || fail "no info"
+grep -qx "captures 1 x 16 bits at 44100, 48000 Hz" /tmp/info || fail "$(cat /tmp/info)"
+for rate in 48000 44100; do
+    "$UDRV" run usb-audio --device "usb:$port" capture --seconds 1 --rate $rate /tmp/captured.wav 2>/tmp/log ||
+        fail "$(cat /tmp/log)"
+    grep -q "captured $rate frames at $rate Hz: 0 packets lost" /tmp/log || fail "$(cat /tmp/log)"
+    python3 - $rate <<'P' || fail "what was captured"
+import array, sys, wave
+with wave.open("/tmp/captured.wav") as file:
+    assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (1, 2, int(sys.argv[1])), file.getparams()
+    heard = array.array("h", file.readframes(file.getnframes()))
+assert len(heard) == int(sys.argv[1]), len(heard)
+wrong = [at for at, (a, b) in enumerate(zip(heard, heard[1:])) if (b - a) % 65536 != 1]
+assert not wrong, f"frames lost after {wrong[:10]}"
+P
+done
+within 20 kernel_has_it
+
+echo "# pulled out while it captures"
+"$UDRV" run usb-audio --device "usb:$port" capture --seconds 900 /tmp/captured.wav 2>/tmp/log &
+driver=$!
+captures() { [ "$(cat "/sys/bus/usb/devices/$port:1.2/bAlternateSetting")" -eq 1 ]; }
+within 40 captures
+usbip detach -p "$(usbip port 2>/dev/null | sed -n 's/^Port \([0-9]*\):.*/\1/p' | head -1)" 2>/dev/null
+if wait "$driver"; then fail "no error: $(cat /tmp/log)"; fi
+grep -q gone /tmp/log || fail "$(cat /tmp/log)"
+kill -TERM "$STUB"
+wait "$STUB" || fail "the stub's exit status is $?: $(cat /run/export.log)"

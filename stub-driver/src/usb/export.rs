@@ -25,7 +25,8 @@ const EMPTY_DISK: usize = 16 << 20;
 /// `stub-driver usb export`
 #[derive(Debug, clap::Args)]
 pub struct ExportArgs {
-    /// Devices: usb:BUS-PORT, usb:VID:PID[:SERIAL], or a model: model:usb-storage[:IMAGE], model:cdc-acm, model:ftdi.
+    /// Devices: usb:BUS-PORT, usb:VID:PID[:SERIAL], or a model: model:usb-storage[:IMAGE], model:cdc-acm, model:ftdi,
+    /// model:usb-audio.
     #[arg(required = true)]
     devices: Vec<String>,
     /// Where to listen. USB/IP has no authentication: beyond the loopback, --allow says who may connect.
@@ -126,9 +127,10 @@ fn open(address: &str) -> Result<AnyUsb> {
         }
         "cdc-acm" => Ok(Arc::new(Software::new(address, udrv_usb_serial::model::CdcAcm::echoing())?)),
         "ftdi" => Ok(Arc::new(Software::new(address, udrv_usb_serial::model::Ftdi::echoing())?)),
-        other => {
-            bail!("no USB model is called `{other}`: expected model:usb-storage[:IMAGE], model:cdc-acm or model:ftdi")
-        }
+        "usb-audio" => Ok(Arc::new(Software::new(address, udrv_usb_audio::model::Sound::default())?)),
+        other => bail!(
+            "no USB model is called `{other}`: expected model:usb-storage[:IMAGE], model:cdc-acm, model:ftdi or model:usb-audio"
+        ),
     }
 }
 
