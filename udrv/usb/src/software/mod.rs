@@ -5,6 +5,7 @@
 //! cutting transfers into packets, retrying after NAK, halted endpoints, and unplugging.
 
 mod bus;
+mod schedule;
 mod standard;
 mod urb;
 
