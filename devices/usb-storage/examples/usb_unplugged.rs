@@ -89,13 +89,20 @@ fn pulled_out(irqs: &IrqDomain, device: Device) -> Result<()> {
             (queue.clone(), device.clone(), Arc::clone(&completed), Arc::clone(&gone));
         move |_| {
             while let Some((tag, completion)) = queue.pop() {
-                let again = || queue.submit(&device, descriptor(), PATIENCE, tag);
-                if completion.status == Status::Completed && again().is_ok() {
-                    completed.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    // Gone, or refused since it is.
-                    gone.fetch_add(1, Ordering::Relaxed);
+                let again = || queue.submit(&device, descriptor(), PATIENCE, tag).map_err(|refused| refused.error);
+                match completion.status {
+                    Status::Completed => match again() {
+                        Ok(_) => {
+                            completed.fetch_add(1, Ordering::Relaxed);
+                            continue;
+                        }
+                        Err(Error::Gone { .. }) => {}
+                        Err(error) => eprintln!("transfer {tag} was refused otherwise: {error}"),
+                    },
+                    Status::Gone => {}
+                    status => eprintln!("transfer {tag} ended as {status:?}"),
                 }
+                gone.fetch_add(1, Ordering::Relaxed);
             }
             IrqReturn::Handled
         }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+use udrv_usb::faults::Faulty;
 use udrv_usb::software::{Model as _, Reply, Software};
 use udrv_usb::{Device, EndpointAddress, Error, Status, Transfer};
 use udrv_usb_storage::driver::{MAX_TRANSFER, Storage};
@@ -102,6 +103,58 @@ fn unplugged_while_it_reads_is_gone() {
     });
 
     assert!(matches!(error, Err(Error::Gone { .. })), "{error:?}");
+}
+
+/// Bulk transfers of bring-up: three commands to the device; two answers and three statuses to the host.
+fn attached_with(faults: &str) -> (Arc<Software<Disk>>, Storage) {
+    let bus = Arc::new(Software::new("model:usb-storage", Disk::new(pattern(64 * 512))).unwrap());
+    let faulty = Faulty::new(bus.clone(), faults.parse().unwrap()).unwrap();
+    (bus, Storage::attach(Device::new(Arc::new(faulty)).unwrap()).unwrap())
+}
+
+#[test]
+fn read_that_goes_wrong_in_any_of_its_stages_is_done_again() {
+    for faults in ["0x02@4=stall", "0x02@4=error", "0x81@6=error", "0x81@6=stall", "0x81@7=stall", "0x81@7=short:5"] {
+        let (bus, mut storage) = attached_with(faults);
+        let mut read = Vec::new();
+
+        let each = |piece: &[u8]| {
+            read.extend_from_slice(piece);
+            Ok(())
+        };
+        storage.read(3, 4096, each).unwrap_or_else(|error| panic!("{faults}: {error}"));
+
+        assert!(read == pattern(64 * 512)[3 * 512..][..4096], "{faults}");
+        assert_eq!(bus.in_flight(), 0, "{faults}");
+    }
+}
+
+#[test]
+fn write_that_goes_wrong_in_any_of_its_stages_is_done_again() {
+    for faults in ["0x02@4=stall", "0x02@4=error", "0x02@5=error", "0x81@6=stall", "0x81@6=error"] {
+        let (bus, mut storage) = attached_with(faults);
+
+        storage.write(3, &[0xee; 4096]).unwrap_or_else(|error| panic!("{faults}: {error}"));
+
+        let mut expected = pattern(64 * 512);
+        expected[3 * 512..][..4096].fill(0xee);
+        assert!(bus.with_model(|disk| disk.medium() == expected), "{faults}");
+        assert_eq!(bus.in_flight(), 0, "{faults}");
+    }
+}
+
+#[test]
+fn pieces_of_a_read_come_in_the_same_memory() {
+    let (_bus, mut storage) = attached(3 * MAX_TRANSFER);
+    let mut begins = Vec::new();
+
+    let each = |piece: &[u8]| {
+        begins.push(piece.as_ptr() as usize);
+        Ok(())
+    };
+    storage.read(0, 3 * MAX_TRANSFER as u64, each).unwrap();
+
+    assert_eq!(begins, [begins[0]; 3]);
 }
 
 #[test]

@@ -108,7 +108,7 @@ pub(super) fn answers_to(seqnum: u32, unlink: Option<u32>, is_in: bool, completi
     }
     let data = match (is_in, completion.packets.as_slice()) {
         (false, _) => Vec::new(),
-        (true, []) => completion.data,
+        (true, []) => completion.data.into_vec(),
         (true, packets) => packed(&completion.data, packets),
     };
     let actual = u32::try_from(completion.actual).unwrap_or(u32::MAX);

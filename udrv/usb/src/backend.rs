@@ -2,7 +2,7 @@
 
 use crate::descriptor::Descriptors;
 use crate::transfer::{Done, Refused, Transfer, TransferId};
-use crate::{EndpointAddress, Result};
+use crate::{Buffer, EndpointAddress, Result};
 use serde::Serialize;
 use std::sync::Arc;
 
@@ -81,6 +81,12 @@ pub trait UsbBackend: Send + Sync {
     /// [`crate::Error::Gone`], [`crate::Error::Unavailable`] where memory for transfers is short,
     /// [`crate::Error::Os`].
     fn submit(&self, id: TransferId, transfer: Transfer, done: Done) -> std::result::Result<(), Box<Refused>>;
+
+    /// Memory for a transfer's data: such that nothing needs to be copied between it and the device, where there is any.
+    /// What it costs to get is worth it for large transfers that use it again and again.
+    fn buffer(&self, length: usize) -> Buffer {
+        Buffer::zeroed(length)
+    }
 
     /// Asks for the end of one transfer; it still ends by `done`, with [`crate::Status::Cancelled`] unless it was
     /// faster. Its neighbours go on. One that has ended is not an error.

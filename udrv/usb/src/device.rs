@@ -3,10 +3,9 @@
 use crate::backend::{AnyUsb, UsbInfo};
 use crate::reactor::Reactor;
 use crate::transfer::{Completion, Refused, Setup, Status, Transfer, TransferId};
-use crate::{Error, Result, descriptor};
+use crate::{Buffer, Error, Result, descriptor};
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -65,6 +64,12 @@ impl Device {
         &self.backend.info().address
     }
 
+    /// Memory for the data of large transfers that are done again and again; see [`crate::UsbBackend::buffer`].
+    #[must_use]
+    pub fn buffer(&self, length: usize) -> Buffer {
+        self.backend.buffer(length)
+    }
+
     /// Starts a transfer that is cancelled when `allowed` is over, then with [`Status::Timeout`]. `done` is called once,
     /// on any thread, perhaps before this returns; it must not wait.
     ///
@@ -82,20 +87,11 @@ impl Device {
             return Err(Box::new(Refused { transfer, error }));
         }
         let id = TransferId::next();
-        let overdue = Arc::new(AtomicBool::new(false));
-        let timer = {
-            let (backend, overdue) = (Arc::downgrade(&self.backend), Arc::clone(&overdue));
-            self.reactor.after(allowed, move || {
-                overdue.store(true, Ordering::Release);
-                if let Some(backend) = backend.upgrade() {
-                    backend.cancel(id);
-                }
-            })
-        };
-        let reactor = self.reactor.clone();
+        let timer = self.reactor.cancel_after(allowed, Arc::downgrade(&self.backend), id);
+        let timers = self.reactor.timers();
         let finish = move |mut completion: Completion| {
-            reactor.forget(timer);
-            if completion.status == Status::Cancelled && overdue.load(Ordering::Acquire) {
+            let in_time = timers.forget(timer);
+            if completion.status == Status::Cancelled && !in_time {
                 completion.status = Status::Timeout;
             }
             done(completion);
@@ -103,7 +99,7 @@ impl Device {
         match self.backend.submit(id, transfer, Box::new(finish)) {
             Ok(()) => Ok(Handle { id, backend: Arc::clone(&self.backend) }),
             Err(refused) => {
-                self.reactor.forget(timer);
+                let _in_time = self.reactor.forget(timer);
                 Err(refused)
             }
         }
@@ -136,7 +132,7 @@ impl Device {
     pub fn control_in(&self, setup: Setup, length: u16, allowed: Duration, doing: &str) -> Result<Vec<u8>> {
         let setup = Setup { request_type: setup.request_type | 0x80, ..setup };
         let transfer = Transfer::control(setup, vec![0; usize::from(length)]);
-        self.transfer(transfer, allowed)?.into_data(self.address(), doing, allowed)
+        self.transfer(transfer, allowed)?.into_data(self.address(), doing, allowed).map(Buffer::into_vec)
     }
 
     /// A control transfer on endpoint 0 that writes `data`.
@@ -240,7 +236,7 @@ impl Pending {
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.0.take().unwrap_or(Completion {
             status: Status::Timeout,
-            data: Vec::new(),
+            data: Buffer::default(),
             actual: 0,
             requested: self.requested,
             packets: Vec::new(),

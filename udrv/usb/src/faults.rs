@@ -6,9 +6,10 @@
 use crate::backend::{AnyUsb, UsbBackend, UsbInfo};
 use crate::reactor::{Reactor, TimerId};
 use crate::transfer::{Completion, Done, EndpointAddress, Refused, Status, Transfer, TransferId};
-use crate::{Error, Result};
+use crate::{Buffer, Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -86,6 +87,8 @@ struct Shared {
     plan: FaultPlan,
     reactor: Reactor,
     state: Mutex<State>,
+    /// Changed under the lock. It outlives this, for transfers that end later.
+    gone: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -95,14 +98,13 @@ struct State {
     halted: BTreeSet<EndpointAddress>,
     in_flight: BTreeSet<TransferId>,
     delayed: BTreeMap<TransferId, (TimerId, Transfer, Done)>,
-    gone: bool,
 }
 
 impl Faulty {
     /// # Errors
     /// [`Error::Os`] if the loop that keeps the delays cannot be started.
     pub fn new(inner: AnyUsb, plan: FaultPlan) -> Result<Self> {
-        let shared = Shared { inner, plan, reactor: Reactor::shared()?, state: Mutex::default() };
+        let shared = Shared { inner, plan, reactor: Reactor::shared()?, state: Mutex::default(), gone: Arc::default() };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -119,16 +121,20 @@ impl Shared {
 
     fn unplug(&self) {
         let mut state = self.lock();
-        state.gone = true;
+        self.gone.store(true, Ordering::Release);
         let in_flight: Vec<TransferId> = state.in_flight.iter().copied().collect();
         let delayed = std::mem::take(&mut state.delayed);
         drop(state);
         for (timer, transfer, done) in delayed.into_values() {
-            self.reactor.forget(timer);
+            let _in_time = self.reactor.forget(timer);
             done(Completion::without_data(Status::Gone, transfer));
         }
         // They come back as cancelled, and are told as gone.
         in_flight.into_iter().for_each(|id| self.inner.cancel(id));
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
     }
 
     fn gone(&self) -> Error {
@@ -147,7 +153,7 @@ impl Shared {
             None => rule.nth == all,
             Some(address) => address == endpoint && rule.nth == count,
         };
-        (self.plan.0.iter().find(hit).map(|rule| rule.fault), state.gone, state.halted.contains(&endpoint))
+        (self.plan.0.iter().find(hit).map(|rule| rule.fault), self.is_gone(), state.halted.contains(&endpoint))
     }
 
     fn forward(
@@ -157,17 +163,21 @@ impl Shared {
         fault: Option<Fault>,
         done: Done,
     ) -> std::result::Result<(), Box<Refused>> {
-        self.lock().in_flight.insert(id);
-        let shared = Arc::downgrade(self);
+        {
+            let mut state = self.lock();
+            if self.is_gone() {
+                return Err(Box::new(Refused { transfer, error: self.gone() }));
+            }
+            state.in_flight.insert(id);
+        }
+        let (shared, gone) = (Arc::downgrade(self), Arc::clone(&self.gone));
         let is_in = transfer.is_in();
         let told = move |mut completion: Completion| {
-            let gone = shared.upgrade().is_some_and(|shared: Arc<Self>| {
-                let mut state = shared.lock();
-                state.in_flight.remove(&id);
-                state.gone
-            });
+            if let Some(shared) = shared.upgrade() {
+                shared.lock().in_flight.remove(&id);
+            }
             match fault {
-                _ if gone => completion.status = Status::Gone,
+                _ if gone.load(Ordering::Acquire) => completion.status = Status::Gone,
                 Some(Fault::Short(bytes)) if is_in && completion.actual > bytes => {
                     completion.data.truncate(bytes);
                     completion.actual = bytes;
@@ -181,6 +191,9 @@ impl Shared {
         let submitted = self.inner.submit(id, transfer, Box::new(told));
         if submitted.is_err() {
             self.lock().in_flight.remove(&id);
+        } else if self.is_gone() {
+            // Perhaps pulled out before the device had it, and so not cancelled then.
+            self.inner.cancel(id);
         }
         submitted
     }
@@ -242,11 +255,15 @@ impl UsbBackend for Faulty {
         Ok(())
     }
 
+    fn buffer(&self, length: usize) -> Buffer {
+        self.shared.inner.buffer(length)
+    }
+
     fn cancel(&self, id: TransferId) {
         let delayed = self.shared.lock().delayed.remove(&id);
         match delayed {
             Some((timer, transfer, done)) => {
-                self.shared.reactor.forget(timer);
+                let _in_time = self.shared.reactor.forget(timer);
                 done(Completion::without_data(Status::Cancelled, transfer));
             }
             None => self.shared.inner.cancel(id),
@@ -274,7 +291,7 @@ impl UsbBackend for Faulty {
     }
 
     fn clear_halt(&self, endpoint: EndpointAddress) -> Result<()> {
-        if self.shared.lock().gone {
+        if self.shared.is_gone() {
             return Err(self.shared.gone());
         }
         self.shared.lock().halted.remove(&endpoint);
@@ -282,7 +299,7 @@ impl UsbBackend for Faulty {
     }
 
     fn reset(&self) -> Result<()> {
-        if self.shared.lock().gone {
+        if self.shared.is_gone() {
             return Err(self.shared.gone());
         }
         self.shared.lock().halted.clear();

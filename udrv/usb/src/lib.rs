@@ -15,6 +15,7 @@
 //! stub uses this crate too.
 
 mod backend;
+mod buffer;
 pub mod descriptor;
 mod device;
 pub mod faults;
@@ -28,6 +29,7 @@ mod transfer;
 pub mod usbip;
 
 pub use backend::{AnyUsb, Speed, UsbBackend, UsbInfo};
+pub use buffer::Buffer;
 pub use device::{Device, Handle, Pending};
 pub use queue::{CompletionQueue, LINE};
 pub use transfer::{

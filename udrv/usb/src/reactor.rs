@@ -2,7 +2,7 @@
 //!
 //! Here, and nowhere else in this crate, the clock is read.
 
-use crate::{Error, Result};
+use crate::{Error, Result, TransferId, UsbBackend};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use std::collections::BTreeMap;
@@ -17,7 +17,25 @@ const WAKE: Token = Token(usize::MAX);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TimerId(Instant, u64);
 
-type Action = Box<dyn FnOnce() + Send>;
+/// What is done when a timer's time has come.
+enum Action {
+    Run(Box<dyn FnOnce() + Send>),
+    /// The deadline of a transfer, which every transfer has: without memory of its own.
+    Cancel(Weak<dyn UsbBackend>, TransferId),
+}
+
+impl Action {
+    fn run(self) {
+        match self {
+            Self::Run(action) => action(),
+            Self::Cancel(backend, id) => {
+                if let Some(backend) = backend.upgrade() {
+                    backend.cancel(id);
+                }
+            }
+        }
+    }
+}
 
 /// Something with descriptors in the loop.
 pub(crate) trait Source: Send + Sync {
@@ -58,6 +76,16 @@ enum Sleep {
     Until(Instant),
     /// Until it is woken.
     Indefinite,
+}
+
+/// The loop's timers; they do not keep its thread.
+pub(crate) struct Timers(Arc<Shared>);
+
+impl Timers {
+    /// As [`Reactor::forget`].
+    pub(crate) fn forget(&self, timer: TimerId) -> bool {
+        self.0.forget(timer)
+    }
 }
 
 struct Thread {
@@ -104,33 +132,22 @@ impl Reactor {
 
     /// Runs `action` on the loop's thread, `allowed` from now.
     pub(crate) fn after(&self, allowed: Duration, action: impl FnOnce() + Send + 'static) -> TimerId {
-        let now = udrv_backend::clock::now();
-        // A century stands for what cannot be added.
-        let at = now.checked_add(allowed).unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 86400));
-        let mut state = self.shared.lock();
-        let id = TimerId(at, state.next);
-        state.next += 1;
-        state.timers.insert(id, Box::new(action));
-        let wake = match state.sleep {
-            Sleep::Awake => false,
-            Sleep::Until(until) => at < until,
-            Sleep::Indefinite => true,
-        };
-        drop(state);
-        if wake {
-            self.shared.wake();
-        }
-        id
+        self.shared.set(allowed, Action::Run(Box::new(action)))
     }
 
-    /// Takes a timer back, if it has not run.
-    pub(crate) fn forget(&self, timer: TimerId) {
-        let mut state = self.shared.lock();
-        let action = state.timers.remove(&timer);
-        state.lingers = Some(state.lingers.map_or(timer.0, |at| at.min(timer.0)));
-        drop(state);
-        // Dropped only now: what it holds may set or take back timers.
-        drop(action);
+    /// Cancels a transfer, `allowed` from now.
+    pub(crate) fn cancel_after(&self, allowed: Duration, backend: Weak<dyn UsbBackend>, id: TransferId) -> TimerId {
+        self.shared.set(allowed, Action::Cancel(backend, id))
+    }
+
+    /// Takes a timer back. Whether its time had not come.
+    pub(crate) fn forget(&self, timer: TimerId) -> bool {
+        self.shared.forget(timer)
+    }
+
+    /// To take timers back with, by what ends on the loop's thread or anywhere.
+    pub(crate) fn timers(&self) -> Timers {
+        Timers(Arc::clone(&self.shared))
     }
 
     /// Adds a descriptor to the loop. `events` as in `poll(2)`.
@@ -163,15 +180,44 @@ impl Shared {
         }
     }
 
+    fn set(&self, allowed: Duration, action: Action) -> TimerId {
+        let now = udrv_backend::clock::now();
+        // A century stands for what cannot be added.
+        let at = now.checked_add(allowed).unwrap_or_else(|| now + Duration::from_secs(100 * 365 * 86400));
+        let mut state = self.lock();
+        let id = TimerId(at, state.next);
+        state.next += 1;
+        state.timers.insert(id, action);
+        let wake = match state.sleep {
+            Sleep::Awake => false,
+            Sleep::Until(until) => at < until,
+            Sleep::Indefinite => true,
+        };
+        drop(state);
+        if wake {
+            self.wake();
+        }
+        id
+    }
+
+    fn forget(&self, timer: TimerId) -> bool {
+        let mut state = self.lock();
+        let action = state.timers.remove(&timer);
+        state.lingers = Some(state.lingers.map_or(timer.0, |at| at.min(timer.0)));
+        drop(state);
+        // Dropped only now: what it holds may set or take back timers.
+        action.is_some()
+    }
+
     fn serve(&self, mut poll: Poll) {
         let mut events = Events::with_capacity(64);
         loop {
+            let now = self.run_timers();
             let timeout = {
                 let mut state = self.lock();
                 if state.stop {
                     return;
                 }
-                let now = udrv_backend::clock::now();
                 state.lingers = state.lingers.filter(|at| *at > now);
                 let next = state.timers.first_key_value().map(|(id, _)| id.0);
                 let next = next.into_iter().chain(state.lingers).min();
@@ -185,7 +231,6 @@ impl Shared {
                 Err(error) => return tracing::error!(%error, "the USB thread cannot wait"),
                 Ok(()) => self.tell(&events),
             }
-            self.run_timers();
         }
     }
 
@@ -204,17 +249,19 @@ impl Shared {
         }
     }
 
-    fn run_timers(&self) {
-        let now = udrv_backend::clock::now();
+    /// Runs those whose time has come, and says what time it is.
+    fn run_timers(&self) -> Instant {
+        let mut now = udrv_backend::clock::now();
         loop {
             let action = {
                 let mut state = self.lock();
                 match state.timers.first_entry() {
                     Some(first) if first.key().0 <= now => first.remove(),
-                    _ => return,
+                    _ => return now,
                 }
             };
-            action();
+            action.run();
+            now = udrv_backend::clock::now();
         }
     }
 }

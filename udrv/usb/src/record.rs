@@ -6,7 +6,7 @@
 
 use crate::backend::{AnyUsb, UsbBackend, UsbInfo};
 use crate::transfer::{Completion, Done, EndpointAddress, Kind, Packet, Refused, Status, Transfer, TransferId};
-use crate::{Error, Result};
+use crate::{Buffer, Error, Result};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
@@ -190,7 +190,7 @@ impl UsbBackend for Recorder {
             }
             _ => Vec::new(),
         };
-        let data = if is_in { &[] } else { transfer.data.as_slice() };
+        let data = if is_in { &[] } else { &*transfer.data };
         let length = transfer.data.len();
         let submitted = Event {
             id,
@@ -206,7 +206,7 @@ impl UsbBackend for Recorder {
         self.file.write(&submitted);
         let file = Arc::clone(&self.file);
         let told = move |completion: Completion| {
-            let data = if is_in { completion.data.as_slice() } else { &[] };
+            let data = if is_in { &*completion.data } else { &[] };
             let (status, packets) = (errno(completion.status), completion.packets.as_slice());
             let ended = Event {
                 id,
@@ -223,6 +223,10 @@ impl UsbBackend for Recorder {
             done(completion);
         };
         self.inner.submit(id, transfer, Box::new(told))
+    }
+
+    fn buffer(&self, length: usize) -> Buffer {
+        self.inner.buffer(length)
     }
 
     fn cancel(&self, id: TransferId) {

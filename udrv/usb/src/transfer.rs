@@ -1,6 +1,6 @@
 //! Transfers: what is asked of a device, and how it ended.
 
-use crate::Error;
+use crate::{Buffer, Error};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A transfer in flight, unique in this process. It is what [`crate::UsbBackend::cancel`] takes.
@@ -112,38 +112,38 @@ pub struct Transfer {
     /// Which type.
     pub kind: Kind,
     /// OUT: what is sent. IN: as many bytes as are asked for; what they contain is not looked at.
-    pub data: Vec<u8>,
+    pub data: Buffer,
     /// What is unusual.
     pub flags: TransferFlags,
 }
 
 impl Transfer {
-    const fn new(endpoint: EndpointAddress, kind: Kind, data: Vec<u8>) -> Self {
+    const fn new(endpoint: EndpointAddress, kind: Kind, data: Buffer) -> Self {
         Self { endpoint, kind, data, flags: TransferFlags::empty() }
     }
 
     /// A control transfer on endpoint 0 whose data goes the way `setup` says; its length is `wLength`.
     #[must_use]
-    pub const fn control(setup: Setup, data: Vec<u8>) -> Self {
-        Self::new(EndpointAddress::CONTROL, Kind::Control(setup), data)
+    pub fn control(setup: Setup, data: impl Into<Buffer>) -> Self {
+        Self::new(EndpointAddress::CONTROL, Kind::Control(setup), data.into())
     }
 
     /// A bulk transfer; the endpoint says which way.
     #[must_use]
-    pub const fn bulk(endpoint: EndpointAddress, data: Vec<u8>) -> Self {
-        Self::new(endpoint, Kind::Bulk, data)
+    pub fn bulk(endpoint: EndpointAddress, data: impl Into<Buffer>) -> Self {
+        Self::new(endpoint, Kind::Bulk, data.into())
     }
 
     /// An interrupt transfer; the endpoint says which way.
     #[must_use]
-    pub const fn interrupt(endpoint: EndpointAddress, data: Vec<u8>) -> Self {
-        Self::new(endpoint, Kind::Interrupt, data)
+    pub fn interrupt(endpoint: EndpointAddress, data: impl Into<Buffer>) -> Self {
+        Self::new(endpoint, Kind::Interrupt, data.into())
     }
 
     /// An isochronous transfer of packets of these lengths, in bytes, whose sum is the buffer's length.
     #[must_use]
-    pub const fn isochronous(endpoint: EndpointAddress, packets: Vec<u32>, data: Vec<u8>) -> Self {
-        Self::new(endpoint, Kind::Isochronous(packets), data)
+    pub fn isochronous(endpoint: EndpointAddress, packets: Vec<u32>, data: impl Into<Buffer>) -> Self {
+        Self::new(endpoint, Kind::Isochronous(packets), data.into())
     }
 
     /// The same with these flags.
@@ -238,7 +238,7 @@ pub struct Completion {
     pub status: Status,
     /// IN: what came, however it ended (isochronous: the whole buffer; `packets` says what in it is valid). OUT: the
     /// buffer, unchanged.
-    pub data: Vec<u8>,
+    pub data: Buffer,
     /// Bytes that were transferred.
     pub actual: usize,
     /// Bytes that were asked for.
@@ -250,6 +250,11 @@ pub struct Completion {
 impl Completion {
     /// A transfer that moved nothing.
     pub(crate) fn without_data(status: Status, transfer: Transfer) -> Self {
+        Self::of(status, transfer, 0)
+    }
+
+    /// A transfer that moved as many bytes of its buffer; isochronous: none.
+    pub(crate) fn of(status: Status, transfer: Transfer, actual: usize) -> Self {
         let requested = transfer.data.len();
         let into_host = transfer.is_in();
         let packets = match transfer.kind {
@@ -260,9 +265,9 @@ impl Completion {
         };
         let mut data = transfer.data;
         if into_host && packets.is_empty() {
-            data.clear();
+            data.truncate(actual);
         }
-        Self { status, data, actual: 0, requested, packets }
+        Self { status, data, actual, requested, packets }
     }
 
     /// Whether fewer bytes were transferred than asked for.
@@ -276,7 +281,7 @@ impl Completion {
     /// # Errors
     /// [`Error::Gone`], [`Error::Timeout`] (naming `doing`, after `allowed`), and [`Error::Protocol`] for a STALL, an
     /// overflow, a short or an invalid answer.
-    pub fn into_data(self, device: &str, doing: &str, allowed: std::time::Duration) -> Result<Vec<u8>, Error> {
+    pub fn into_data(self, device: &str, doing: &str, allowed: std::time::Duration) -> Result<Buffer, Error> {
         match self.status {
             Status::Completed => Ok(self.data),
             Status::Gone => Err(Error::Gone { device: device.into(), why: format!("during {doing}") }),

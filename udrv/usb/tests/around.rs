@@ -32,7 +32,7 @@ fn faulty(plan: &str) -> Device {
 
 fn read(device: &Device, allowed: Duration) -> (Status, Vec<u8>) {
     let completion = device.transfer(Transfer::bulk(IN, vec![0; 8]), allowed).unwrap();
-    (completion.status, completion.data)
+    (completion.status, completion.data.into_vec())
 }
 
 #[test]

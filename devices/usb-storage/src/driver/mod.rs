@@ -10,7 +10,7 @@ use crate::protocol::{
 use std::time::Duration;
 use transport::{Data, Outcome};
 use udrv_usb::descriptor::TransferType;
-use udrv_usb::{Device, EndpointAddress, Error, Result, Status, Transfer};
+use udrv_usb::{Buffer, Device, EndpointAddress, Error, Result, Status, Transfer};
 
 /// How long one command may take. Disks that spin up take tens of seconds; the kernel's driver gives them 30.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -34,8 +34,8 @@ pub struct Storage {
     lun: u8,
     inquiry: Inquiry,
     capacity: Capacity,
-    /// The buffer of the last read, for the next: new memory for each costs more than the transfer.
-    spare: Vec<u8>,
+    /// The buffer of the last command, for the next: new memory for each costs more than the transfer.
+    spare: Buffer,
 }
 
 impl Storage {
@@ -56,7 +56,7 @@ impl Storage {
         };
         let capacity = Capacity { blocks: 0, block_size: 0 };
         let mut storage =
-            Self { device, interface, bulk_in, bulk_out, tag: 1, lun: 0, inquiry, capacity, spare: Vec::new() };
+            Self { device, interface, bulk_in, bulk_out, tag: 1, lun: 0, inquiry, capacity, spare: Buffer::default() };
         let bytes = storage.run(&Command::inquiry(), &Data::In(usize::from(INQUIRY_LENGTH)), "INQUIRY")?;
         storage.inquiry = Inquiry::from_bytes(&bytes).ok_or_else(|| storage.nonsense("INQUIRY", &bytes))?;
         storage.run(&Command::test_unit_ready(), &Data::None, "TEST UNIT READY")?;
@@ -133,7 +133,7 @@ impl Storage {
         for bytes in bytes.chunks(piece.max(1)) {
             let blocks = bytes.len() as u64 / block;
             let command = Command::access(true, lba, u32::try_from(blocks).unwrap_or(u32::MAX));
-            self.run(&command, &Data::Out(bytes), "WRITE")?;
+            self.spare = self.run(&command, &Data::Out(bytes), "WRITE")?;
             lba += blocks;
         }
         Ok(())
@@ -189,7 +189,7 @@ impl Storage {
     }
 
     /// Runs a command, with its sense data read where it fails, and tried again where that says that it may work.
-    fn run(&mut self, command: &Command, data: &Data<'_>, name: &str) -> Result<Vec<u8>> {
+    fn run(&mut self, command: &Command, data: &Data<'_>, name: &str) -> Result<Buffer> {
         let mut sense = Sense::NONE;
         for _ in 0..ATTEMPTS {
             match self.attempt(command, data, name)? {

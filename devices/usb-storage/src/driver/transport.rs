@@ -1,15 +1,17 @@
 //! Bulk-only transport: a command, its data, its status.
 //!
-//! Where data comes to the host it is asked for together with the command, since the device has nothing to send before it has
-//! that, and the status as soon as the data has ended, on the USB thread: a read then costs one turn of the driver's thread
-//! instead of three. (Asking for the status sooner is too much for some devices: QEMU's loses one that is waited for before
-//! the data has ended.) What goes wrong is put right as BOT says: a halted endpoint is cleared and the status read again
-//! (figure 2), anything else is followed by reset recovery (5.3.4).
+//! The data follows the command at once, and the status the data as soon as that has ended, on the USB thread: so a command costs
+//! one turn of the driver's thread instead of three. (Asking for the status sooner is too much for some devices: QEMU's loses one
+//! that is waited for before the data has ended.) What goes wrong is put right as BOT says: a halted endpoint is cleared and the
+//! status read again (figure 2), anything else is followed by reset recovery (5.3.4).
 
 use super::{CONTROL, PATIENCE, Storage};
 use crate::protocol::{CSW_LENGTH, Command, CommandStatus, CommandWrapper, RESET, StatusWrapper};
-use std::sync::mpsc::channel;
-use udrv_usb::{Completion, EndpointAddress, Error, Pending, Result, Setup, Status, Transfer};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use udrv_usb::{Buffer, Completion, Device, EndpointAddress, Error, Handle, Result, Setup, Status, Transfer};
+
+/// Bytes from which on a transfer is worth memory of the device's.
+const LARGE: usize = 64 << 10;
 
 /// What a command moves.
 pub(super) enum Data<'a> {
@@ -21,8 +23,18 @@ pub(super) enum Data<'a> {
 
 /// How a command ended that the transport carried out.
 pub(super) enum Outcome {
-    Good(Vec<u8>),
+    Good(Buffer),
     Failed,
+}
+
+/// What is told of a command that is under way.
+enum Told {
+    /// The device has not taken the command.
+    Command(Completion),
+    /// The data has ended, and then the status if the data came to a good end. (Without data there is an empty end of it.)
+    Data(Option<Completion>, Option<Completion>),
+    /// The status could not be asked for.
+    Refused(Error),
 }
 
 impl Storage {
@@ -58,57 +70,95 @@ impl Storage {
             command: command.bytes,
             command_length: command.length,
         };
-        let command = Transfer::bulk(self.bulk_out, wrapper.to_bytes().to_vec());
-        let (moved, status) = match data {
-            Data::In(length) => {
-                let mut buffer = std::mem::take(&mut self.spare);
-                buffer.resize(*length, 0);
-                self.take_in(command, Transfer::bulk(self.bulk_in, buffer), name)?
-            }
-            Data::None | Data::Out(_) => {
-                self.transfer(command)?.into_data(self.device.address(), name, PATIENCE)?;
-                if let Data::Out(bytes) = data {
-                    let completion = self.transfer(Transfer::bulk(self.bulk_out, bytes.to_vec()))?;
-                    self.moved(completion, self.bulk_out, name)?;
-                }
-                (Vec::new(), None)
+        let (endpoint, transfer) = match data {
+            Data::None => (self.bulk_in, None),
+            Data::In(length) => (self.bulk_in, Some(Transfer::bulk(self.bulk_in, self.spare_of(*length)))),
+            Data::Out(bytes) => {
+                let mut buffer = self.spare_of(bytes.len());
+                buffer.copy_from_slice(bytes);
+                (self.bulk_out, Some(Transfer::bulk(self.bulk_out, buffer)))
             }
         };
+        let (data, status) = self.exchange(wrapper.to_bytes().to_vec(), transfer, name)?;
+        let moved = data.map(|data| self.moved(data, endpoint, name)).transpose()?.unwrap_or_default();
         let status = self.read_status(status, name)?;
         self.judge(&status, moved, into_host, length, name)
     }
 
-    /// Command and data stage of a read, and the status if the data came without an error.
-    fn take_in(&self, command: Transfer, data: Transfer, name: &str) -> Result<(Vec<u8>, Option<Completion>)> {
-        let command = self.device.submit(command, PATIENCE)?;
+    /// Memory for as much data, that of the command before if it is enough.
+    fn spare_of(&mut self, length: usize) -> Buffer {
+        let mut buffer = std::mem::take(&mut self.spare);
+        if length >= LARGE && buffer.capacity() < length {
+            buffer = self.device.buffer(length);
+        }
+        buffer.resize(length);
+        buffer
+    }
+
+    /// Command and data stage, and the status if these came to a good end.
+    fn exchange(
+        &self,
+        command: Vec<u8>,
+        data: Option<Transfer>,
+        name: &str,
+    ) -> Result<(Option<Completion>, Option<Completion>)> {
         let (tell, told) = channel();
-        let (device, status) = (self.device.clone(), Transfer::bulk(self.bulk_in, vec![0; CSW_LENGTH]));
-        let then = move |data: Completion| {
-            let next = (data.status == Status::Completed).then(|| device.submit(status, PATIENCE));
-            let _ = tell.send((data, next));
+        let status = AfterData { device: self.device.clone(), endpoint: self.bulk_in, tell: tell.clone() };
+        let command = Transfer::bulk(self.bulk_out, command);
+        let Some(data) = data else {
+            let then = move |command: Completion| match command.status {
+                Status::Completed => status.ask(None),
+                _ => drop(tell.send(Told::Command(command))),
+            };
+            let command = self.device.submit_then(command, PATIENCE, then)?;
+            return self.await_end(&told, &command, name);
         };
-        let data = match self.device.submit_then(data, PATIENCE, then) {
-            Ok(data) => data,
-            Err(refused) => {
-                command.cancel();
-                drop(command.wait());
-                return Err(refused.into());
+        let then = move |command: Completion| {
+            if command.status != Status::Completed {
+                let _nobody_waits = tell.send(Told::Command(command));
             }
         };
-        let command = command.wait().into_data(self.device.address(), name, PATIENCE);
-        if command.is_err() {
-            data.cancel();
+        let command = self.device.submit_then(command, PATIENCE, then)?;
+        let then = move |data: Completion| match data.status {
+            Status::Completed => status.ask(Some(data)),
+            _ => drop(status.tell.send(Told::Data(Some(data), None))),
+        };
+        match self.device.submit_then(data, PATIENCE, then) {
+            Ok(data) => self.await_end(&told, &data, name),
+            Err(refused) => {
+                command.cancel();
+                // It comes, or nobody is left to tell it.
+                let _its_end = told.recv_timeout(PATIENCE);
+                Err(refused.into())
+            }
         }
-        // It ends by its own deadline.
+    }
+
+    /// Waits for the end of a command whose last transfer so far is `last`: every one ends by its own deadline.
+    fn await_end(
+        &self,
+        told: &Receiver<Told>,
+        last: &Handle,
+        name: &str,
+    ) -> Result<(Option<Completion>, Option<Completion>)> {
         let late = || Error::Timeout { what: format!("{}: {name}", self.device.address()), after: PATIENCE };
-        let (data, status) = told.recv_timeout(PATIENCE * 2).map_err(|_| late())?;
-        let status = status.transpose()?.map(Pending::wait);
-        command?;
-        Ok((self.moved(data, self.bulk_in, name)?, status))
+        // Command, data, status.
+        let limit = PATIENCE * 3;
+        match told.recv_timeout(limit).map_err(|_| late())? {
+            Told::Data(data, status) => Ok((data, status)),
+            Told::Refused(error) => Err(error),
+            Told::Command(command) => {
+                // The device waits for another command, and must not get the data for one.
+                last.cancel();
+                let _its_end = told.recv_timeout(limit);
+                command.into_data(self.device.address(), name, PATIENCE)?;
+                Err(late())
+            }
+        }
     }
 
     /// The data stage's end; a device that has none of it, or not all, may halt the endpoint (BOT, 6.7).
-    fn moved(&self, completion: Completion, endpoint: EndpointAddress, name: &str) -> Result<Vec<u8>> {
+    fn moved(&self, completion: Completion, endpoint: EndpointAddress, name: &str) -> Result<Buffer> {
         if completion.status == Status::Stall {
             self.device.backend().clear_halt(endpoint)?;
             return Ok(completion.data);
@@ -135,7 +185,7 @@ impl Storage {
     fn judge(
         &self,
         status: &StatusWrapper,
-        mut data: Vec<u8>,
+        mut data: Buffer,
         into_host: bool,
         length: usize,
         name: &str,
@@ -170,5 +220,23 @@ impl Storage {
         self.device.control_out(self.class_request(RESET), &[], CONTROL, "Bulk-Only Mass Storage Reset")?;
         self.device.backend().clear_halt(self.bulk_in)?;
         self.device.backend().clear_halt(self.bulk_out)
+    }
+}
+
+/// Asks for a command's status once its data has ended, on the USB thread.
+struct AfterData {
+    device: Device,
+    endpoint: EndpointAddress,
+    tell: Sender<Told>,
+}
+
+impl AfterData {
+    fn ask(self, data: Option<Completion>) {
+        let tell = self.tell.clone();
+        let then = move |status| drop(tell.send(Told::Data(data, Some(status))));
+        let transfer = Transfer::bulk(self.endpoint, vec![0; CSW_LENGTH]);
+        if let Err(refused) = self.device.submit_then(transfer, PATIENCE, then) {
+            let _nobody_waits = self.tell.send(Told::Refused(refused.error));
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! [`HostDevice`]: a device through usbfs as a [`UsbBackend`].
 
+use super::mapping::Mapping;
 use super::sysfs::Sysfs;
 use super::transfer::{self, InFlight};
 use super::{Bus, UsbAddress, failed, list};
@@ -7,7 +8,7 @@ use crate::backend::{UsbBackend, UsbInfo};
 use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
 use crate::lease::Lease;
 use crate::transfer::{Done, EndpointAddress, Kind, Refused, Transfer, TransferId};
-use crate::{Error, Result};
+use crate::{Buffer, Error, Result};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -94,7 +95,8 @@ impl HostDevice {
             tracing::debug!(%error, "no detaching of kernel drivers");
         }
         let state = Mutex::new(State { had_driver, ..State::default() });
-        let open = Open { handle, in_flight: Arc::default(), state, address };
+        let in_flight = InFlight::new(Arc::clone(&bus.urbs));
+        let open = Open { handle, in_flight, state, address };
         Ok(Self { info, open: Some(open), bus: Arc::clone(bus), lease })
     }
 
@@ -162,6 +164,7 @@ impl Open {
         };
         let mut state = self.lock();
         self.give_back(&mut state, interrupted);
+        self.in_flight.free_idle();
     }
 
     /// A device that was interrupted in a command is reset before: the kernel's driver would have to wait for its end.
@@ -258,6 +261,11 @@ impl UsbBackend for HostDevice {
         open.in_flight
             .submit(&open.handle, &self.bus.finished, id, transfer, interface, done)
             .map_err(|(why, transfer)| transfer::refused(&why, &self.info.address, transfer))
+    }
+
+    fn buffer(&self, length: usize) -> Buffer {
+        let mapping = self.opened().ok().and_then(|open| Mapping::new(&open.handle, length));
+        mapping.map_or_else(|| Buffer::zeroed(length), |mapping| Buffer::mapped(mapping, length))
     }
 
     fn cancel(&self, id: TransferId) {

@@ -94,11 +94,11 @@ impl Events {
         Hotplug { queue, _bus: bus }
     }
 
-    /// Passes on what libusb has told since; whether there was anything.
-    pub(super) fn tell(&self) -> bool {
+    /// Passes on what libusb has told since.
+    pub(super) fn tell(&self) {
         let told = std::mem::take(&mut *lock(&self.told));
         if told.is_empty() {
-            return false;
+            return;
         }
         let queues: Vec<Arc<Queue>> = {
             let mut subscribers = lock(&self.subscribers);
@@ -109,6 +109,5 @@ impl Events {
             lock(&queue.events).extend(told.iter().cloned());
             queue.line.raise();
         }
-        true
     }
 }

@@ -1,14 +1,16 @@
 //! Devices on this machine's buses, through libusb and the kernel's usbfs.
 //!
-//! rusb finds, opens, claims and attaches; transfers go through libusb's asynchronous interface (`transfer.rs`; unsafe
-//! there, in `pollfds.rs` and in `custody.rs`). libusb's descriptors are in the loop of this process's USB thread, and what it completes is told after
+//! rusb finds, opens, claims and attaches; transfers go through libusb's asynchronous interface (`transfer.rs`, `flight.rs`;
+//! unsafe there, in `mapping.rs`, `pollfds.rs` and `custody.rs`). libusb's descriptors are in the loop of this process's USB thread, and what it completes is told after
 //! it has returned, when none of its locks is held: so a completion or a hotplug event may open, close and submit.
 
 mod address;
 mod custody;
 mod device;
+mod flight;
 mod hotplug;
 mod list;
+mod mapping;
 mod pollfds;
 mod sysfs;
 mod transfer;
@@ -17,10 +19,12 @@ pub use address::UsbAddress;
 pub use custody::{Before, Custody};
 pub use hotplug::{Hotplug, HotplugEvent};
 pub use list::{Listed, ListedInterface, split as split_descriptors};
+pub(crate) use mapping::Mapping;
 
 use crate::reactor::{Reactor, Source};
 use crate::{Device, Error, Result};
 use rusb::UsbContext as _;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -35,6 +39,8 @@ struct Bus {
     context: rusb::Context,
     reactor: Reactor,
     finished: transfer::Finished,
+    /// URBs in flight at most.
+    urbs: Arc<AtomicUsize>,
     hotplug: Arc<hotplug::Events>,
     /// What libusb calls for as long as this lives, and no longer: nobody handles its events when it goes.
     callbacks: Mutex<Option<(pollfds::Notifiers, Option<rusb::Registration<rusb::Context>>)>>,
@@ -59,6 +65,7 @@ impl Host {
             context,
             reactor: reactor.clone(),
             finished: Arc::default(),
+            urbs: Arc::default(),
             hotplug: Arc::default(),
             callbacks: Mutex::new(None),
         });
@@ -113,21 +120,26 @@ impl Host {
     }
 }
 
+/// URBs of a device that libusb reaps in one round, at most (`op_handle_events` of linux_usbfs.c).
+const REAPED: usize = 26;
+
 impl Source for Bus {
     fn ready(&self) {
-        // Readiness is not told again, and one round need not leave nothing: libusb reaps some dozens of URBs at most, of
-        // which none may be the last of its transfer.
+        let mut finished = Vec::new();
+        // Readiness is not told again, and one round need not leave nothing.
         loop {
+            let all_reaped = self.urbs.load(Ordering::Relaxed) < REAPED;
             if let Err(error) = self.context.handle_events(Some(Duration::ZERO)) {
                 return tracing::warn!(%error, "libusb cannot handle events");
             }
-            let finished = transfer::take(&self.finished);
-            let told = self.hotplug.tell();
-            if finished.is_empty() && !told && !self.any_ready() {
-                return;
-            }
-            for (done, completion) in finished {
+            transfer::take(&self.finished, &mut finished);
+            self.hotplug.tell();
+            for (done, completion) in finished.drain(..) {
                 done(completion);
+            }
+            // What is submitted from here on, and ends, is told.
+            if all_reaped || !self.any_ready() {
+                return;
             }
         }
     }

@@ -1,14 +1,15 @@
 //! [`Software`]: a model as a [`UsbBackend`].
 
+use super::schedule::{Ended, State};
 use super::standard::{self, Answer};
 use super::urb::Urb;
-use super::{Handshake, Identity, Model, Reply};
+use super::{Model, Reply};
 use crate::backend::{UsbBackend, UsbInfo};
-use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
+use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor};
 use crate::transfer::{
-    Completion, Done, EndpointAddress, Kind, Packet, Refused, Setup, Status, Transfer, TransferFlags, TransferId,
+    Completion, Done, EndpointAddress, Kind, Refused, Setup, Status, Transfer, TransferFlags, TransferId,
 };
-use crate::{Error, Result, Speed};
+use crate::{Buffer, Error, Result, Speed};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -17,24 +18,6 @@ pub struct Software<M: Model> {
     info: UsbInfo,
     state: Mutex<State<M>>,
 }
-
-struct State<M> {
-    model: M,
-    identity: Identity,
-    /// Submitted and not ended, endpoint by endpoint.
-    queues: BTreeMap<EndpointAddress, VecDeque<Urb>>,
-    halted: BTreeSet<EndpointAddress>,
-    configuration: u8,
-    alternates: BTreeMap<u8, u8>,
-    claimed: BTreeSet<u8>,
-    gone: bool,
-    /// Ended and not told yet.
-    ended: VecDeque<(Done, Completion)>,
-    /// Some thread is telling; it tells what comes meanwhile, too, so that all are told in the order in which they ended.
-    telling: bool,
-}
-
-type Ended = Vec<(Done, Completion)>;
 
 impl<M: Model> Software<M> {
     /// Plugs a model in. It is configured with its first configuration, as the kernel would.
@@ -171,14 +154,14 @@ impl<M: Model> Software<M> {
     }
 
     fn run_control(&self, state: &mut State<M>, setup: Setup, urb: Urb) -> (Done, Completion) {
-        let outgoing = if setup.is_in() { Vec::new() } else { urb.transfer.data.clone() };
+        let outgoing = if setup.is_in() { Buffer::default() } else { urb.transfer.data.clone() };
         let requested = urb.transfer.data.len();
         let mut completion = match self.control(state, &setup, &outgoing) {
             Reply::Data(mut data) if setup.is_in() => {
                 let status =
                     if data.len() > requested && !is_descriptor(&setup) { Status::Overflow } else { Status::Completed };
                 data.truncate(requested);
-                Completion { status, actual: data.len(), data, requested, packets: Vec::new() }
+                Completion { status, actual: data.len(), data: data.into(), requested, packets: Vec::new() }
             }
             Reply::Data(_) => {
                 Completion { status: Status::Completed, actual: requested, data: outgoing, requested, packets: vec![] }
@@ -207,122 +190,6 @@ impl<M: Model> Drop for AfterPanic<'_, M> {
             self.0.lock().telling = false;
         }
     }
-}
-
-impl<M: Model> State<M> {
-    fn endpoint(&self, info: &UsbInfo, address: EndpointAddress) -> Option<Endpoint> {
-        let active = info.descriptors.configuration(self.configuration)?;
-        let current = active
-            .interfaces
-            .iter()
-            .filter(|interface| self.alternates.get(&interface.number).copied().unwrap_or(0) == interface.alternate);
-        current.flat_map(|interface| &interface.endpoints).find(|endpoint| endpoint.address == address).cloned()
-    }
-
-    /// Moves packets on all endpoints until each is empty or answers NAK.
-    fn pump(&mut self, info: &UsbInfo) -> Ended {
-        let mut ended = Ended::new();
-        loop {
-            let mut progress = false;
-            let waiting: Vec<EndpointAddress> = self.queues.keys().copied().collect();
-            for address in waiting {
-                let Some(endpoint) = self.endpoint(info, address) else { continue };
-                let Some(mut urb) = self.queues.get_mut(&address).and_then(VecDeque::pop_front) else { continue };
-                let (moved, end) = self.step(&endpoint, &mut urb);
-                progress |= moved || end.is_some();
-                match end {
-                    Some(End::As(status)) => ended.push(urb.end(status)),
-                    Some(End::With(completion)) => ended.push((urb.done, completion)),
-                    None => self.queues.entry(address).or_default().push_front(urb),
-                }
-            }
-            self.queues.retain(|_, queue| !queue.is_empty());
-            if !progress {
-                return ended;
-            }
-        }
-    }
-
-    /// Moves packets of one transfer until NAK or its end. Whether anything moved, and how it ended.
-    fn step(&mut self, endpoint: &Endpoint, urb: &mut Urb) -> (bool, Option<End>) {
-        if let Kind::Isochronous(lengths) = &urb.transfer.kind {
-            let lengths = lengths.clone();
-            return (true, Some(End::With(self.isochronous(endpoint, urb, &lengths))));
-        }
-        let max_packet = usize::from(endpoint.max_packet).max(1);
-        let before = urb.moved;
-        loop {
-            if self.halted.contains(&endpoint.address) {
-                return (urb.moved > before, Some(End::As(Status::Stall)));
-            }
-            let end = if endpoint.address.is_in() {
-                match self.model.send(endpoint.address, max_packet) {
-                    Reply::Nak => return (urb.moved > before, None),
-                    Reply::Data(packet) => urb.take(&packet, max_packet),
-                    Reply::Stall => self.halt(endpoint.address),
-                }
-            } else {
-                let left = urb.transfer.data.get(urb.moved..).unwrap_or_default();
-                let packet = left.get(..max_packet.min(left.len())).unwrap_or_default();
-                let length = packet.len();
-                match self.model.receive(endpoint.address, packet) {
-                    Handshake::Nak => return (urb.moved > before, None),
-                    Handshake::Stall => self.halt(endpoint.address),
-                    Handshake::Ack => {
-                        urb.moved += length;
-                        let full = urb.moved == urb.transfer.data.len();
-                        let one_more = urb.transfer.flags.contains(TransferFlags::ZERO_PACKET) && length == max_packet;
-                        (full && !one_more).then_some(Status::Completed)
-                    }
-                }
-            };
-            if let Some(status) = end {
-                return (true, Some(End::As(status)));
-            }
-        }
-    }
-
-    fn halt(&mut self, endpoint: EndpointAddress) -> Option<Status> {
-        self.halted.insert(endpoint);
-        Some(Status::Stall)
-    }
-
-    /// There is no handshake: each packet goes once, whatever the model does with it.
-    fn isochronous(&mut self, endpoint: &Endpoint, urb: &mut Urb, lengths: &[u32]) -> Completion {
-        let mut packets = Vec::with_capacity(lengths.len());
-        let mut data = std::mem::take(&mut urb.transfer.data);
-        let (requested, mut start, mut sum) = (data.len(), 0usize, 0usize);
-        for &length in lengths {
-            let size = length as usize;
-            let slot = data.get_mut(start..start.saturating_add(size)).unwrap_or_default();
-            let (status, actual) = if endpoint.address.is_in() {
-                match self.model.send(endpoint.address, size) {
-                    Reply::Data(packet) => {
-                        let fits = packet.len().min(slot.len());
-                        if let (Some(to), Some(from)) = (slot.get_mut(..fits), packet.get(..fits)) {
-                            to.copy_from_slice(from);
-                        }
-                        (if packet.len() > fits { Status::Overflow } else { Status::Completed }, fits)
-                    }
-                    Reply::Nak => (Status::Completed, 0),
-                    Reply::Stall => (Status::Error, 0),
-                }
-            } else {
-                let _no_handshake = self.model.receive(endpoint.address, slot);
-                (Status::Completed, slot.len())
-            };
-            packets.push(Packet { status, length, actual: u32::try_from(actual).unwrap_or(length) });
-            start = start.saturating_add(size);
-            sum += actual;
-        }
-        Completion { status: Status::Completed, data, actual: sum, requested, packets }
-    }
-}
-
-/// How a step ended a transfer.
-enum End {
-    As(Status),
-    With(Completion),
 }
 
 impl<M: Model> UsbBackend for Software<M> {

@@ -14,14 +14,7 @@ pub(super) struct Urb {
 impl Urb {
     /// Ends it with what has been moved so far.
     pub(super) fn end(self, status: Status) -> (Done, Completion) {
-        let moved = self.moved;
-        let into_host = self.transfer.is_in();
-        let mut data = self.transfer.data.clone();
-        let mut completion = Completion::without_data(status, self.transfer);
-        if into_host && completion.packets.is_empty() {
-            data.truncate(moved);
-        }
-        (completion.actual, completion.data) = (moved, data);
+        let completion = Completion::of(status, self.transfer, self.moved);
         (self.done, completion)
     }
 
