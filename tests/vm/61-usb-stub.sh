@@ -79,6 +79,13 @@ grep -q "is mounted on /mnt/usb" $log || fail "not told why: $(cat $log)"
 umount /mnt/usb
 dd if=/dev/urandom of="$(disk_of "$port")" bs=1M count=8 oflag=direct status=none
 
+echo "# a driver that keeps the descriptor after its lease has no more than endpoint 0"
+within 90 disk_is_back
+$AS_NOBODY python3 "$(dirname "$0")/lib-usb-kept.py" "${socket#unix:}" "/sys/bus/usb/devices/$port:1.0/driver" >/tmp/kept ||
+    fail "the driver that keeps it"
+[ "$(cat /tmp/kept)" = "ask for a descriptor" ] || fail "after its lease a driver could: $(cat /tmp/kept)"
+kernel_has_disk || fail "with $(driver_of_disk) after a driver that kept the descriptor"
+
 echo "# told to end in the middle of a driver's work, the stub gives the disk back first"
 start_reading
 stop_stub

@@ -2,7 +2,9 @@
 //!
 //! Whoever opens a usbfs node and passes the descriptor on shares it: what the other process claims is claimed by the open
 //! file, which stays open here. So after that process is dead the interfaces can be released, which ends the transfers it
-//! left in flight; and then, not before, the kernel's drivers get them back.
+//! left in flight; and then, not before, the kernel's drivers get them back. Should it live on, with the descriptor, its open
+//! file loses the right to claim, to reset and to disconnect: the kernel keeps this by the file, so that what is done here
+//! afterwards goes through another one.
 //!
 //! This goes past libusb on purpose: transfers of the other process would come up in libusb here, with that process's
 //! pointers in them.
@@ -24,6 +26,8 @@ const RELEASE_INTERFACE: libc::c_ulong = 0x8004_5510;
 const INTERFACE_IOCTL: libc::c_ulong = 0xc010_5512;
 /// `_IO('U', 20)`.
 const RESET: libc::c_ulong = 0x5514;
+/// `_IOW('U', 30, __u32)`.
+const DROP_PRIVILEGES: libc::c_ulong = 0x4004_551e;
 /// `_IO('U', 22)`, within [`INTERFACE_IOCTL`].
 const DISCONNECT: libc::c_int = 0x5516;
 /// `_IO('U', 23)`, within [`INTERFACE_IOCTL`].
@@ -52,7 +56,10 @@ pub struct Before {
 
 /// A device's node, open. Dropping it gives the device back, if it was taken.
 pub struct Custody {
+    /// What the other process is given.
     node: File,
+    /// For the kernel's drivers.
+    own: File,
     port: UsbAddress,
     address: String,
     interfaces: Vec<u8>,
@@ -72,8 +79,11 @@ impl Custody {
         let path = format!("/dev/bus/usb/{bus:03}/{:03}", device.address());
         let port = UsbAddress::Port { bus, ports: ports.clone() };
         let address = port.to_string();
-        let node = OpenOptions::new().read(true).write(true).open(&path);
-        let node = node.map_err(|error| Error::os(format!("opening {path}, the node of {address}"), error))?;
+        let open = || {
+            let node = OpenOptions::new().read(true).write(true).open(&path);
+            node.map_err(|error| Error::os(format!("opening {path}, the node of {address}"), error))
+        };
+        let (node, own) = (open()?, open()?);
         let sysfs = Sysfs::new(bus, &ports);
         let configuration = sysfs.text("bConfigurationValue").and_then(|text| text.parse().ok()).unwrap_or(0);
         let bytes = sysfs.descriptors().unwrap_or_default();
@@ -93,7 +103,7 @@ impl Custody {
             }
         }
         let before = Before { address: address.clone(), number: device.address(), configuration, driven };
-        Ok(Self { node, port, address, interfaces, before, taken: false })
+        Ok(Self { node, own, port, address, interfaces, before, taken: false })
     }
 
     /// What is to be remembered before it is taken.
@@ -160,6 +170,7 @@ impl Custody {
         if matches!(outcome, Err(Error::Gone { .. })) {
             return outcome;
         }
+        self.drop_privileges();
         for &interface in &self.before.driven {
             let connected = self.connect(interface);
             if outcome.is_ok() {
@@ -199,7 +210,7 @@ impl Custody {
     fn on_interface(&self, interface: u8, code: libc::c_int, doing: &str) -> Result<()> {
         let mut argument = InterfaceIoctl { interface: interface.into(), code, data: std::ptr::null_mut() };
         // SAFETY: the structure is the one that this ioctl takes, and lives through the call; both codes take no data.
-        let result = unsafe { libc::ioctl(self.node.as_raw_fd(), INTERFACE_IOCTL, &raw mut argument) };
+        let result = unsafe { libc::ioctl(self.own.as_raw_fd(), INTERFACE_IOCTL, &raw mut argument) };
         self.check(result, || format!("interface {interface}, {doing}"))
     }
 
@@ -214,6 +225,17 @@ impl Custody {
         // SAFETY: the ioctl takes no argument.
         let result = unsafe { libc::ioctl(self.node.as_raw_fd(), RESET) };
         self.check(result, || "resetting it".into())
+    }
+
+    /// From now on no interface can be claimed through the node that was given away, and nothing that others have be disturbed.
+    fn drop_privileges(&self) {
+        let interfaces: u32 = 0;
+        // SAFETY: the ioctl reads a mask of 32 bits, which lives through the call.
+        let result = unsafe { libc::ioctl(self.node.as_raw_fd(), DROP_PRIVILEGES, &raw const interfaces) };
+        if let Err(error) = self.check(result, || "taking the rights of its driver".into()) {
+            // Before Linux 4.6.
+            tracing::debug!(%error, "a driver that lives on keeps its rights");
+        }
     }
 
     fn check(&self, result: libc::c_int, doing: impl FnOnce() -> String) -> Result<()> {
@@ -270,6 +292,7 @@ mod tests {
         assert_eq!(RELEASE_INTERFACE, ioc(READ, 16, size_of::<libc::c_uint>()));
         assert_eq!(INTERFACE_IOCTL, ioc(BOTH, 18, size_of::<InterfaceIoctl>()));
         assert_eq!(RESET, ioc(0, 20, 0));
+        assert_eq!(DROP_PRIVILEGES, ioc(1, 30, size_of::<u32>()));
         assert_eq!([DISCONNECT, CONNECT].map(|code| code as libc::c_ulong), [ioc(0, 22, 0), ioc(0, 23, 0)]);
     }
 }
