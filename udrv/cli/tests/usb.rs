@@ -96,6 +96,37 @@ fn serial_terminal_echoes_closed_and_opened_again_until_a_signal() {
 }
 
 #[test]
+fn serial_sigusr1_sends_a_break_and_the_port_works_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let record = folder.path().join("break.pcapng");
+    // SEND_BREAK until it is taken back (PSTN, 6.3.13); SET_DATA with 8 bits and bit 14, then without
+    for (model, begin, end) in [
+        ("model:cdc-acm", [0x21, 0x23, 0xff, 0xff, 0, 0, 0, 0], [0x21, 0x23, 0, 0, 0, 0, 0, 0]),
+        ("model:ftdi", [0x40, 4, 0x08, 0x40, 0, 0, 0, 0], [0x40, 4, 0x08, 0x00, 0, 0, 0, 0]),
+    ] {
+        let (mut serial, terminal) = Serial::start(&["--device", model, "--record", text(&record)]);
+
+        kill(Pid::from_raw(serial.0.id().cast_signed()), Signal::SIGUSR1).unwrap();
+        let mut said = BufReader::new(serial.0.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.starts_with("break") {
+            line.clear();
+            assert_ne!(said.read_line(&mut line).unwrap(), 0, "{model} ended");
+        }
+        echo(&terminal, 1000);
+
+        serial.0.stderr = Some(said.into_inner());
+        assert!(serial.end(Signal::SIGTERM).status.success());
+        let recorded = std::fs::read(&record).unwrap();
+        let at = |request: [u8; 8], from: usize| {
+            recorded[from..].windows(8).position(|bytes| bytes == request).map(|at| from + at)
+        };
+        let began = at(begin, 0).unwrap_or_else(|| panic!("{model} has no break"));
+        assert!(at(end, began).is_some(), "{model} stays in its break");
+    }
+}
+
+#[test]
 fn serial_device_that_goes_ends_the_driver_with_the_reason() {
     let (mut serial, terminal) = Serial::start(&["--device", "model:cdc-acm", "--faults", "0x02@1=unplug"]);
 

@@ -10,6 +10,7 @@ pub mod storage;
 pub use orderly_end::conclude;
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use std::sync::Arc;
 use udrv_usb::Device;
@@ -64,11 +65,13 @@ impl DeviceArgs {
         self.surround(device)
     }
 
-    /// Opens it for a driver that ends on SIGINT and SIGTERM by itself: it is told of them by the descriptor.
+    /// Opens it for a driver that ends on SIGINT and SIGTERM by itself: it is told of them, and of SIGUSR1, by the descriptor.
     ///
     /// To be called before any thread is started, too.
     pub fn open_until_signal(&self) -> Result<(Device, SignalFd)> {
-        let signals = orderly_end::block()?;
+        let mut signals = orderly_end::block()?;
+        signals.add(Signal::SIGUSR1);
+        signals.thread_block().context("cannot block signals")?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&signals, flags).context("cannot wait for signals")?;
         Ok((self.surround(open(&self.device)?)?, signals))

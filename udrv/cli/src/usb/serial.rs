@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -22,10 +23,16 @@ use udrv_usb_serial::line::{Flow, Format, LineCoding, ModemInputs, StopBits};
 /// How long what is being sent may take before new settings apply to it all the same, and before the end.
 const DRAIN: Duration = Duration::from_secs(2);
 
+/// A break, as tcsendbreak(3) makes one.
+const BREAK: Duration = Duration::from_millis(250);
+
 /// Bytes given to the terminal at once.
 const PIECE: usize = 16 << 10;
 
 #[derive(Args)]
+#[command(
+    after_help = "SIGUSR1 sends a break of 250 ms (`kill -USR1 PID`): a pseudo-terminal has no way to ask for one."
+)]
 pub struct SerialArgs {
     #[command(flatten)]
     device: super::DeviceArgs,
@@ -74,8 +81,18 @@ struct Bridge<'a> {
     held: Vec<u8>,
     /// Settings that wait until what was written before them is sent.
     settings: Option<(LineSettings, Deadline)>,
+    line_break: Option<Break>,
     inputs: ModemInputs,
     _irqs: IrqDomain,
+}
+
+/// A break that was asked for. Nothing is sent meanwhile.
+#[derive(Clone, Copy)]
+enum Break {
+    /// It begins when what was written before it is sent, or then.
+    Waits(Deadline),
+    /// It ends then.
+    Lasts(Deadline),
 }
 
 impl<'a> Bridge<'a> {
@@ -101,8 +118,18 @@ impl<'a> Bridge<'a> {
             pty.link(link)?;
         }
         let inputs = port.inputs();
-        let mut bridge =
-            Self { args, pty, port, woken, signals, held: Vec::new(), settings: None, inputs, _irqs: irqs };
+        let mut bridge = Self {
+            args,
+            pty,
+            port,
+            woken,
+            signals,
+            held: Vec::new(),
+            settings: None,
+            line_break: None,
+            inputs,
+            _irqs: irqs,
+        };
         let settings = bridge.pty.settings();
         bridge.apply(settings)?;
         Ok(bridge)
@@ -112,13 +139,23 @@ impl<'a> Bridge<'a> {
     fn serve(&mut self) -> Result<()> {
         loop {
             self.wait()?;
-            if self.signals.read_signal().context("cannot read signals")?.is_some() {
-                self.port.set_outputs(false, false).or_else(unsupported)?;
-                return Ok(());
+            match self.signals.read_signal().context("cannot read signals")? {
+                Some(signal) if signal.ssi_signo == Signal::SIGUSR1 as u32 => {
+                    self.line_break.get_or_insert(Break::Waits(Deadline::after(DRAIN)));
+                }
+                Some(_) => {
+                    if let Some(Break::Lasts(_)) = self.line_break {
+                        self.port.set_break(false).or_else(unsupported)?;
+                    }
+                    self.port.set_outputs(false, false).or_else(unsupported)?;
+                    return Ok(());
+                }
+                None => {}
             }
             let _count = self.woken.read();
             self.feed_terminal()?;
             self.take_from_terminal()?;
+            self.go_on_with_break()?;
             if self.port.inputs() != self.inputs {
                 self.inputs = self.port.inputs();
                 eprintln!("lines: {}", self.inputs);
@@ -128,10 +165,10 @@ impl<'a> Bridge<'a> {
 
     /// Whether what the terminal has to tell can be taken now.
     fn listens(&self) -> bool {
-        self.settings.is_none() && self.port.room() >= udrv::pty::PIECE
+        self.settings.is_none() && self.line_break.is_none() && self.port.room() >= udrv::pty::PIECE
     }
 
-    /// For as long as nothing happens; only settings that wait have a deadline.
+    /// For as long as nothing happens; only settings that wait, and a break, have a deadline.
     fn wait(&self) -> Result<()> {
         let mut waited = vec![
             PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
@@ -142,7 +179,9 @@ impl<'a> Bridge<'a> {
         } else if !self.held.is_empty() {
             waited.push(PollFd::new(self.pty.room(), PollFlags::POLLOUT));
         }
-        let left = self.settings.as_ref().map(|(_, deadline)| deadline.remaining().unwrap_or_default());
+        let breaks = self.line_break.map(|(Break::Waits(deadline) | Break::Lasts(deadline))| deadline);
+        let deadlines = self.settings.as_ref().map(|(_, deadline)| *deadline).into_iter().chain(breaks);
+        let left = deadlines.map(|deadline| deadline.remaining().unwrap_or_default()).min();
         let timeout = left.map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
         match poll(&mut waited, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
@@ -191,6 +230,29 @@ impl<'a> Bridge<'a> {
             }
         }
         Ok(())
+    }
+
+    fn go_on_with_break(&mut self) -> Result<()> {
+        match self.line_break {
+            Some(Break::Waits(deadline)) if self.port.is_sent() || deadline.remaining().is_none() => {
+                self.line_break = match self.port.set_break(true) {
+                    Ok(()) => Some(Break::Lasts(Deadline::after(BREAK))),
+                    Err(error @ (Error::Protocol { .. } | Error::NotSupported { .. })) => {
+                        eprintln!("udrv: {error}");
+                        None
+                    }
+                    Err(error) => return Err(error.into()),
+                };
+            }
+            Some(Break::Lasts(deadline)) if deadline.remaining().is_none() => {
+                self.line_break = None;
+                self.port.set_break(false)?;
+                eprintln!("break: {} ms", BREAK.as_millis());
+            }
+            _ => return Ok(()),
+        }
+        // What was left in the terminal meanwhile.
+        if self.line_break.is_none() { self.take_from_terminal() } else { Ok(()) }
     }
 
     fn send(&self, bytes: &[u8]) -> Result<()> {
