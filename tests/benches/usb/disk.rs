@@ -1,14 +1,12 @@
 //! The work that is measured, on QEMU's USB disk: by us, by the C program, and by the kernel.
 
+use crate::controls;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
 use udrv_backend::clock::now;
+use udrv_usb::Device;
 use udrv_usb::host::Host;
-use udrv_usb::{Device, Setup, Status, Transfer};
 use udrv_usb_storage::driver::Storage;
 
 /// QEMU's disk.
@@ -19,7 +17,6 @@ pub const BYTES: u64 = 64 << 20;
 pub const CONTROLS: u64 = 3000;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const GET_DEVICE_DESCRIPTOR: Setup = Setup { request_type: 0x80, request: 6, value: 0x0100, index: 0 };
 const DRIVER: &str = "/sys/bus/usb/drivers/usb-storage";
 
 pub struct Disk {
@@ -68,6 +65,14 @@ impl Disk {
         panic!("the kernel's driver did not find its disk within {PATIENCE:?}");
     }
 
+    /// The largest command of the kernel's driver, KiB.
+    pub fn kernel_kib(&self) -> u64 {
+        let node = self.bind();
+        let name = node.file_name().expect("a name").to_string_lossy().into_owned();
+        let said = std::fs::read_to_string(format!("/sys/block/{name}/queue/max_sectors_kb")).expect("its limit");
+        said.trim().parse().expect("a number")
+    }
+
     fn open(&self) -> Device {
         self.unbind();
         let address = format!("usb:{ID}").parse().expect("an address");
@@ -95,9 +100,9 @@ impl Disk {
         text.trim().parse().unwrap_or_else(|_| panic!("the peer: {}", String::from_utf8_lossy(&output.stderr)))
     }
 
-    /// MB/s.
-    pub fn peer_reads(&self) -> f64 {
-        self.ask_peer(&["read", &BYTES.to_string()])
+    /// MB/s, into memory on the heap, or into such as the kernel shares with the host controller.
+    pub fn peer_reads(&self, mapped: bool) -> f64 {
+        self.ask_peer(&[if mapped { "mapped" } else { "read" }, &BYTES.to_string()])
     }
 
     /// MB/s, as dd itself says it.
@@ -116,40 +121,16 @@ impl Disk {
         BYTES as f64 / 1e6 / seconds
     }
 
-    /// Microseconds a transfer, `in_flight` at a time, each submitted again by its completion.
+    /// Microseconds a transfer, `in_flight` at a time.
     pub fn controls(&self, in_flight: u64) -> f64 {
         let device = self.open();
         device.backend().claim(0).expect("claimed");
-        let (ended, all_ended) = channel();
-        let left = Arc::new(AtomicU64::new(CONTROLS - in_flight));
-        let begin = now();
-        for _ in 0..in_flight {
-            again(device.clone(), vec![0; 18], Arc::clone(&left), ended.clone());
-        }
-        drop(ended);
-        for _ in 0..in_flight {
-            all_ended.recv_timeout(PATIENCE).expect("the end of the transfers");
-        }
-        begin.elapsed().as_secs_f64() * 1e6 / CONTROLS as f64
+        controls::microseconds(&device, CONTROLS, in_flight)
     }
 
-    /// As [`Disk::controls`].
-    pub fn peer_controls(&self, in_flight: u64) -> f64 {
-        self.ask_peer(&["control", &CONTROLS.to_string(), &in_flight.to_string()])
+    /// As [`Disk::controls`]; `deadlines` if each transfer has one.
+    pub fn peer_controls(&self, in_flight: u64, deadlines: bool) -> f64 {
+        let work = if deadlines { "control" } else { "without" };
+        self.ask_peer(&[work, &CONTROLS.to_string(), &in_flight.to_string()])
     }
-}
-
-fn again(device: Device, mut buffer: Vec<u8>, left: Arc<AtomicU64>, ended: Sender<()>) {
-    buffer.resize(18, 0);
-    let transfer = Transfer::control(GET_DEVICE_DESCRIPTOR, buffer);
-    let next = device.clone();
-    let done = move |completion: udrv_usb::Completion| {
-        assert_eq!(completion.status, Status::Completed);
-        if left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_ok() {
-            again(next, completion.data, left, ended);
-        } else {
-            let _ = ended.send(());
-        }
-    };
-    device.submit_then(transfer, PATIENCE, done).expect("submitted");
 }

@@ -1,7 +1,10 @@
 /* The peer of `cargo xtask bench usb`: the same work by libusb's asynchronous interface, with nothing around it.
  *
  *   peer VID:PID read BYTES      sequential reads of 1 MiB by bulk-only transport, from block 0 on; prints MB/s
+ *   peer VID:PID mapped BYTES    the same into memory that the kernel shares with the host controller
  *   peer VID:PID control N Q     N times GET_DESCRIPTOR, Q in flight; prints microseconds a transfer
+ *   peer VID:PID without N Q     the same without deadlines
+ *   peer node control N Q        the same on descriptor 99, a usbfs node that is open (node.c)
  */
 #include <libusb.h>
 #include <stdio.h>
@@ -47,10 +50,10 @@ static void bulk(libusb_device_handle *handle, struct libusb_transfer *transfer,
 	}
 }
 
-static void read_disk(libusb_device_handle *handle, unsigned char in, unsigned char out, long bytes)
+static void read_disk(libusb_device_handle *handle, unsigned char in, unsigned char out, long bytes, unsigned char *buffer)
 {
 	struct libusb_transfer *transfer = libusb_alloc_transfer(0);
-	unsigned char *buffer = malloc(PIECE), status[13];
+	unsigned char status[13];
 	double begin = now();
 	unsigned blocks = PIECE / BLOCK;
 	for (unsigned tag = 1, lba = 0; (long)lba * BLOCK < bytes; tag++, lba += blocks) {
@@ -85,7 +88,7 @@ static void LIBUSB_CALL again(struct libusb_transfer *transfer)
 	}
 }
 
-static void control(libusb_device_handle *handle, long count, int in_flight)
+static void control(libusb_device_handle *handle, long count, int in_flight, unsigned deadline)
 {
 	double begin = now();
 	left = count - in_flight;
@@ -93,7 +96,7 @@ static void control(libusb_device_handle *handle, long count, int in_flight)
 		struct libusb_transfer *transfer = libusb_alloc_transfer(0);
 		unsigned char *buffer = malloc(LIBUSB_CONTROL_SETUP_SIZE + 18);
 		libusb_fill_control_setup(buffer, 0x80, LIBUSB_REQUEST_GET_DESCRIPTOR, 0x0100, 0, 18);
-		libusb_fill_control_transfer(transfer, handle, buffer, again, NULL, PATIENCE);
+		libusb_fill_control_transfer(transfer, handle, buffer, again, NULL, deadline);
 		check(libusb_submit_transfer(transfer), "submitting");
 	}
 	while (running > 0)
@@ -104,13 +107,21 @@ static void control(libusb_device_handle *handle, long count, int in_flight)
 int main(int count, char **arguments)
 {
 	unsigned vendor, product;
-	if (count < 4 || sscanf(arguments[1], "%x:%x", &vendor, &product) != 2)
+	libusb_device_handle *handle = NULL;
+	int is_node = count > 4 && !strcmp(arguments[1], "node");
+	if (!is_node && (count < 4 || sscanf(arguments[1], "%x:%x", &vendor, &product) != 2))
 		return 2;
+	if (is_node)
+		libusb_set_option(NULL, LIBUSB_OPTION_NO_DEVICE_DISCOVERY);
 	check(libusb_init(NULL), "starting libusb");
-	libusb_device_handle *handle = libusb_open_device_with_vid_pid(NULL, vendor, product);
+	if (is_node)
+		check(libusb_wrap_sys_device(NULL, 99, &handle), "taking descriptor 99");
+	else
+		handle = libusb_open_device_with_vid_pid(NULL, vendor, product);
 	check(handle ? 0 : LIBUSB_ERROR_NO_DEVICE, "opening");
 	check(libusb_claim_interface(handle, 0), "claiming interface 0");
-	if (!strcmp(arguments[2], "read")) {
+	int is_mapped = !strcmp(arguments[2], "mapped");
+	if (is_mapped || !strcmp(arguments[2], "read")) {
 		unsigned char in = 0, out = 0;
 		struct libusb_config_descriptor *configuration;
 		check(libusb_get_active_config_descriptor(libusb_get_device(handle), &configuration), "descriptors");
@@ -119,9 +130,12 @@ int main(int count, char **arguments)
 			unsigned char address = interface->endpoint[i].bEndpointAddress;
 			*(address & 0x80 ? &in : &out) = address;
 		}
-		read_disk(handle, in, out, atol(arguments[3]));
+		unsigned char *buffer = is_mapped ? libusb_dev_mem_alloc(handle, PIECE) : malloc(PIECE);
+		check(buffer ? 0 : LIBUSB_ERROR_NO_MEM, "getting memory");
+		read_disk(handle, in, out, atol(arguments[3]), buffer);
 	} else {
-		control(handle, atol(arguments[3]), count > 4 ? atoi(arguments[4]) : 1);
+		control(handle, atol(arguments[3]), count > 4 ? atoi(arguments[4]) : 1,
+			strcmp(arguments[2], "without") ? PATIENCE : 0);
 	}
 	libusb_release_interface(handle, 0);
 	libusb_close(handle);

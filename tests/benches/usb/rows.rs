@@ -38,9 +38,15 @@ pub struct Row {
 impl Measure<'_> {
     pub fn run(mut self) -> Row {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for _ in 0..ROUNDS {
+        for round in 0..ROUNDS {
+            // Neither is always the first.
+            if round % 2 == 1 {
+                theirs.push((self.theirs)());
+            }
             ours.push((self.ours)());
-            theirs.push((self.theirs)());
+            if round % 2 == 0 {
+                theirs.push((self.theirs)());
+            }
         }
         ours.sort_by(f64::total_cmp);
         theirs.sort_by(f64::total_cmp);
@@ -75,6 +81,7 @@ impl Row {
             "measure": self.measure, "ours": ours, "unit": self.unit, "peer": self.peer, "theirs": theirs,
             "ratio": ratio, "bound": bound, "goal": goal,
             "ours_min": self.ours[0], "ours_max": self.ours[ROUNDS - 1],
+            "theirs_min": self.theirs[0], "theirs_max": self.theirs[ROUNDS - 1],
         })
     }
 }
@@ -94,19 +101,26 @@ impl fmt::Display for Row {
         };
         write!(
             f,
-            "{:<32} {ours:>9.2} {:<5} {:<40} {theirs:>9.2}  ratio {ratio:>6.3}  [{:.2}..{:.2}]  {goal}{verdict}",
+            "{:<30} {ours:>9.2} [{:.2}..{:.2}] {:<5} {:<40} {theirs:>9.2} [{:.2}..{:.2}]  ratio {ratio:>6.3}  {goal}{verdict}",
             self.measure,
+            self.ours[0],
+            self.ours[ROUNDS - 1],
             self.unit,
             self.peer,
-            self.ours[0],
-            self.ours[ROUNDS - 1]
+            self.theirs[0],
+            self.theirs[ROUNDS - 1],
         )
     }
 }
 
-/// Writes the rows as JSON.
-pub fn write(rows: &[Row], path: &str) {
-    let json: Vec<_> = rows.iter().map(Row::json).collect();
-    let text = serde_json::to_string_pretty(&json).expect("rows are plain values");
+/// Takes the measures whose name has `wanted` in it, tells each, and writes them as JSON.
+pub fn run(measures: Vec<Measure<'_>>, wanted: &str, path: &str) {
+    let mut rows = Vec::new();
+    for measure in measures.into_iter().filter(|measure| measure.name.contains(wanted)) {
+        let row = measure.run();
+        println!("{row}");
+        rows.push(row.json());
+    }
+    let text = serde_json::to_string_pretty(&rows).expect("rows are plain values");
     std::fs::write(path, text).unwrap_or_else(|error| panic!("writing {path}: {error}"));
 }

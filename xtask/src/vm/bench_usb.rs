@@ -1,8 +1,10 @@
-//! `cargo xtask bench usb`: builds the benchmark and its peer in C, and runs both in the virtual machine.
+//! `cargo xtask bench usb`: builds the benchmark and its peer in C, and runs both: outside on a node whose transfers do nothing, and
+//! in the virtual machine on its disk.
 
 use super::kernel;
 use super::machine::{Console, Job, shell_quote, target_dir};
 use super::repo_root;
+use crate::bench::plot;
 use crate::{cargo, succeed};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// The boot, and five measures of seven rounds under emulation.
+/// The boot, and six measures of seven rounds under emulation.
 const LIMIT: Duration = Duration::from_secs(1800);
 
 /// The result's name in the run folder.
@@ -26,21 +28,38 @@ struct Built {
 
 pub(crate) fn run(part: &str) -> Result<()> {
     let repo = repo_root();
-    let target = target_dir(&repo)?;
+    let folder = target_dir(&repo)?.join("bench");
+    std::fs::create_dir_all(&folder)?;
     let built = build()?;
-    let peer = target.join("bench/usb-peer");
-    std::fs::create_dir_all(target.join("bench"))?;
+    let peer = folder.join("usb-peer");
     compile_peer(&repo, &built, &peer)?;
+    let mut rows = on_node(&repo, &built, &peer, &folder, part)?;
+    rows.extend(on_disk(&repo, &built, &peer, part)?);
+    plot::write(&folder, "usb", &rows)
+}
 
-    let kernel = kernel::prepare(&target.join("vm")).context("the virtual machine cannot run here")?;
-    let bench = [&built.bench, &peer].map(|path| shell_quote(&path.to_string_lossy())).join(" ");
+/// The layers above the kernel, by themselves.
+fn on_node(repo: &Path, built: &Built, peer: &Path, folder: &Path, part: &str) -> Result<Vec<Value>> {
+    let node = folder.join("usb-node.so");
+    let mut cc = Command::new("cc");
+    cc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o"]).arg(&node);
+    cc.arg(repo.join("tests/benches/usb/node.c")).arg("-lpthread");
+    succeed(&mut cc).context("the node in C cannot be built (apt-get install gcc libc6-dev)")?;
+    let result = folder.join("usb-node.json");
+    succeed(Command::new(&built.bench).arg("node").args([peer, &result]).arg(part).env("LD_PRELOAD", &node))?;
+    read_rows(&result)
+}
+
+fn on_disk(repo: &Path, built: &Built, peer: &Path, part: &str) -> Result<Vec<Value>> {
+    let kernel = kernel::prepare(&target_dir(repo)?.join("vm")).context("the virtual machine cannot run here")?;
+    let [bench, peer] = [&built.bench, peer].map(|path| shell_quote(&path.to_string_lossy()));
     let script = format!(
         "stty -F /dev/ttyS1 raw\nexec </dev/null >/dev/ttyS1 2>&1\n. tests/vm/lib.sh\n. tests/vm/lib-usb.sh\nload_usb\n\
          dd if=/dev/urandom of=\"$(disk_of \"$port\")\" bs=1M count=64 oflag=direct status=none\n\
-         {bench} \"$UDRV_VM_RUN/{RESULT}\" {}\n",
+         {bench} disk {peer} \"$UDRV_VM_RUN/{RESULT}\" {}\n",
         shell_quote(part)
     );
-    let job = Job::new(&repo, &kernel, &script)?;
+    let job = Job::new(repo, &kernel, &script)?;
     let end = job.boot(Console::Output(LIMIT), |output| {
         let mut stdout = std::io::stdout();
         stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
@@ -50,10 +69,12 @@ pub(crate) fn run(part: &str) -> Result<()> {
         Some(status) => bail!("the benchmark ended with {status}"),
         None => bail!("{}\n{}", end.why(), job.folder.log_tail()),
     }
-    let result = target.join("bench").join(RESULT);
-    std::fs::copy(job.folder.file(RESULT), &result).with_context(|| format!("writing {}", result.display()))?;
-    println!("written: {}", result.display());
-    Ok(())
+    read_rows(&job.folder.file(RESULT))
+}
+
+fn read_rows(result: &Path) -> Result<Vec<Value>> {
+    let text = std::fs::read_to_string(result).with_context(|| format!("reading {}", result.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("the rows in {}", result.display()))
 }
 
 fn build() -> Result<Built> {
