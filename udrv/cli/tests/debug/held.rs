@@ -61,7 +61,10 @@ fn think_in_a_section(served: &Served, delivery: Delivery, first: &str) -> Strin
         Debugger::Gdb => format!("set environment {delivery}"),
         Debugger::Lldb => format!("settings set target.env-vars {delivery}"),
     };
-    let commands = [&environment, first, &stop, "run", "udrv irqs", &think, "next", "next", "udrv irqs", "continue"];
+    // In lldb, a SIGIO that came meanwhile leads back to the breakpoint (docs/debugging.md, "In lldb").
+    let leave = if debugger == Debugger::Lldb { debugger.delete() } else { "info breakpoints" };
+    let commands =
+        [&environment, first, &stop, "run", "udrv irqs", &think, leave, "next", "next", "udrv irqs", "continue"];
     let driver = driver();
     under_load(&served.model, || served.debug(&commands, &driver.each_ref().map(String::as_str)))
 }
