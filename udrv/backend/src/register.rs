@@ -193,9 +193,16 @@ pub struct RegisterInfo {
     /// What may be done with it.
     pub kind: Kind,
     bits: fn() -> Vec<Bits>,
+    value_type: fn() -> &'static str,
 }
 
 impl RegisterInfo {
+    /// The name of the type of its values, as a debugger has it.
+    #[must_use]
+    pub fn value_type(&self) -> &'static str {
+        (self.value_type)()
+    }
+
     /// Its bits that have names.
     #[must_use]
     pub fn bits(&self) -> Vec<Bits> {
@@ -248,6 +255,7 @@ impl<V: Value, A: Access> Register<V, A> {
             width: <V::Word as Word>::WIDTH,
             kind: A::KIND,
             bits: V::named_bits,
+            value_type: std::any::type_name::<V>,
         }
     }
 }

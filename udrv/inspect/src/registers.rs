@@ -29,6 +29,9 @@ pub struct Register {
     pub read_effect: bool,
     /// Whether it can be written.
     pub writable: bool,
+    /// The type of its values in the driver's program, for a debugger that finds one there.
+    #[serde(rename = "type", default)]
+    pub value_type: String,
     /// Its bits that have names.
     pub bits: Vec<Bits>,
 }
@@ -51,6 +54,7 @@ impl From<&RegisterMap> for Registers {
             readable: register.kind.is_readable(),
             read_effect: register.kind == Kind::ReadEffect,
             writable: register.kind != Kind::ReadOnly,
+            value_type: register.value_type().into(),
             bits: register.bits().iter().map(|bits| Bits { name: bits.name.into(), mask: bits.mask }).collect(),
         };
         let registers = map.registers.iter().map(register).collect();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The programs a boot uses, each with the Debian package that has it.
-const PROGRAMS: [(&str, &str); 11] = [
+const PROGRAMS: [(&str, &str); 12] = [
     ("qemu-system-x86_64", "qemu-system-x86"),
     ("busybox", "busybox-static"),
     ("cpio", "cpio"),
@@ -20,11 +20,17 @@ const PROGRAMS: [(&str, &str); 11] = [
     ("fio", "fio"),
     ("strace", "strace"),
     ("gdb", "gdb"),
+    ("lldb", "lldb"),
 ];
 
-/// What `cargo test` takes, machine or not: the debugger of `udrv debug`, and NBD clients of `udrv run nvme --export`.
-const TEST_PROGRAMS: [(&str, &str); 4] =
-    [("gdb", "gdb"), ("qemu-img", "qemu-utils"), ("nbdinfo", "libnbd-bin"), ("nbdcopy", "libnbd-bin")];
+/// What `cargo test` takes, machine or not: the debuggers of `udrv debug`, and NBD clients of `udrv run nvme --export`.
+const TEST_PROGRAMS: [(&str, &str); 5] = [
+    ("gdb", "gdb"),
+    ("lldb", "lldb"),
+    ("qemu-img", "qemu-utils"),
+    ("nbdinfo", "libnbd-bin"),
+    ("nbdcopy", "libnbd-bin"),
+];
 
 /// Gets what some tests run; without it they say so, and fail where CI runs.
 pub(crate) fn install_test_programs() {

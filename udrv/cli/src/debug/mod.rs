@@ -2,27 +2,23 @@
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::{AsRawFd as _, IntoRawFd as _};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// What gdb runs: in this binary, so that it is always of the same version.
-const GDB_HELPERS: &str = include_str!("../gdb/udrv.py");
+mod helpers;
 
 #[derive(Args)]
 #[command(after_help = "Examples:\n  udrv debug -- udrv run edu --device unix:/run/udrv/edu.sock\n  \
-udrv debug --batch --ex 'udrv break-on-write status' --ex run --ex bt -- udrv run edu --device pci:0000:03:00.0\n\n\
-In gdb, `help udrv` lists its commands.")]
+udrv debug --batch --ex 'udrv break-on-write status' --ex run --ex bt -- udrv run edu --device pci:0000:03:00.0\n  \
+udrv debug --lldb -- udrv run edu --device model:edu\n\n\
+In the debugger, `help udrv` lists its commands.")]
 pub struct DebugArgs {
     /// Use gdb (the default).
     #[arg(long, conflicts_with = "lldb")]
     gdb: bool,
-    /// Use lldb, without udrv's commands: those of the shell do the same (udrv irqs --pid PID).
+    /// Use lldb, 14 or later.
     #[arg(long)]
     lldb: bool,
     /// A command for the debugger once the program is loaded; may be given several times.
@@ -55,13 +51,13 @@ pub fn run(args: &DebugArgs) -> Result<()> {
     let us = std::env::current_exe().context("finding this program")?;
     let (program, arguments) = args.program.split_first().context("no program")?;
     let program = find_program(program, &us)?;
-    let mut command = Command::new(debugger);
+    let mut command = Command::new(&debugger);
     command.env("UDRV_EXE", &us);
     if args.by_message {
         command.env("UDRV_BY_MESSAGE", "1");
     }
     if args.lldb {
-        lldb(&mut command, args)
+        lldb(&mut command, &debugger, args)?
     } else {
         gdb(&mut command, args)?
     }
@@ -78,18 +74,9 @@ fn gdb(command: &mut Command, args: &DebugArgs) -> Result<()> {
     if args.mi {
         command.arg("--interpreter=mi3");
     }
-    // An inherited memfd: no file is left behind, and nobody can change what gdb runs.
-    let helpers = memfd_create(c"udrv.py", MFdFlags::empty()).context("making gdb's helpers")?;
-    let mut helpers = File::from(helpers);
-    helpers.write_all(GDB_HELPERS.as_bytes()).context("writing gdb's helpers")?;
-    let fd = helpers.as_raw_fd();
-    let load = format!(
-        "python import os; f = os.fdopen({fd}); f.seek(0); code = f.read(); f.close(); exec(compile(code, 'udrv.py', 'exec'))"
-    );
-    command.args(["-ex", &load]);
-    let _kept_over_exec = helpers.into_raw_fd();
+    command.args(["-ex", &format!("python {}", helpers::load(helpers::GDB)?)]);
     if args.no_hold {
-        command.args(["-ex", "set udrv-hold off"]);
+        command.args(["-ex", NO_HOLD]);
     }
     for each in &args.commands {
         command.arg("-ex").arg(each);
@@ -97,6 +84,9 @@ fn gdb(command: &mut Command, args: &DebugArgs) -> Result<()> {
     command.arg("--args");
     Ok(())
 }
+
+/// In both debuggers.
+const NO_HOLD: &str = "udrv hold off";
 
 /// Lets gdb show Rust's own types, if the toolchain is here; without it gdb would complain that it cannot.
 fn printers_of_rust(command: &mut Command) {
@@ -116,15 +106,36 @@ fn printers_of_rust(command: &mut Command) {
     }
 }
 
-fn lldb(command: &mut Command, args: &DebugArgs) {
+fn lldb(command: &mut Command, lldb: &Path, args: &DebugArgs) -> Result<()> {
+    if let Some(folder) = modules_of(lldb) {
+        let others = std::env::var_os("PYTHONPATH").unwrap_or_default();
+        let all = std::iter::once(folder).chain(std::env::split_paths(&others));
+        command.env("PYTHONPATH", std::env::join_paths(all).context("lldb's modules for Python")?);
+    }
     if args.batch {
         command.arg("--batch");
     }
-    command.args(["-o", "process handle SIGIO --stop false --notify false --pass true"]);
+    command.args([
+        "-o",
+        &format!("script {}; import udrv_lldb; udrv_lldb.load(lldb.debugger)", helpers::load(helpers::LLDB)?),
+    ]);
+    if args.no_hold {
+        command.args(["-o", NO_HOLD]);
+    }
     for each in &args.commands {
         command.arg("-o").arg(each);
     }
     command.arg("--");
+    Ok(())
+}
+
+/// Where lldb has its modules for Python: Debian 12's looks for them in a folder that it has not.
+fn modules_of(lldb: &Path) -> Option<PathBuf> {
+    let folders = |of: &Path| Some(std::fs::read_dir(of).ok()?.filter_map(|entry| Some(entry.ok()?.path())));
+    let lib = lldb.canonicalize().ok()?.parent()?.with_file_name("lib");
+    let pythons =
+        folders(&lib)?.filter(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("python")));
+    pythons.filter_map(|python| folders(&python)).flatten().find(|path| path.join("lldb/__init__.py").is_file())
 }
 
 fn in_path(name: impl AsRef<Path>) -> Option<PathBuf> {
