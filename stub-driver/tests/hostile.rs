@@ -2,13 +2,18 @@
 
 mod support;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use support::{Client, PATIENCE, Stub, memfd, serve, serve_with, words};
 use udrv_channel::ChannelError;
-use udrv_wire::{Capabilities, Command, Errno, Header, RegionRead, Request, Version};
+use udrv_wire::{
+    Capabilities, Command, DeviceSetIrqs, Errno, Header, IrqAction, IrqData, RegionRead, Request, Version, pci,
+};
 
 /// Short, so that tests of what happens after it are.
 const SHORT: Duration = Duration::from_millis(300);
@@ -233,4 +238,64 @@ fn memory_of_a_client_that_is_gone_is_released() {
     drop(client);
     let mut next = stub.client();
     next.request(&Request::DmaMap(map), &[file.as_fd()]).expect("free again");
+}
+
+/// What is in an eventfd, taken out without waiting.
+fn drain(event: &EventFd) {
+    if poll(&mut [PollFd::new(event.as_fd(), PollFlags::POLLIN)], PollTimeout::ZERO) == Ok(1) {
+        event.read().expect("something to read");
+    }
+}
+
+/// The client's eventfd is one whose writes wait. It is made empty and full again at the very moments at which a software device
+/// signals it, and is left full until the device has answered.
+#[test]
+fn client_that_fills_its_blocking_eventfd_under_the_devices_hands_does_not_hold_it_up() {
+    let folder = support::Folder::new();
+    let export = stub_driver::serve::Export::shared("edu", std::sync::Arc::new(udrv_edu::model::edu()));
+    let server = stub_driver::serve::DeviceServer::start(export, &folder.join("edu.sock")).expect("served");
+    let mut client = Client::over_with(UnixStream::connect(server.path()).expect("connected"), Duration::from_secs(5));
+    client.hello().expect("a lease");
+    let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).expect("an eventfd");
+    let message =
+        |data, count| DeviceSetIrqs { action: IrqAction::Trigger, data, index: pci::MSI_IRQ, start: 0, count };
+    client.request(&Request::DeviceSetIrqs(message(IrqData::Eventfd, 1)), &[event.as_fd()]).expect("armed");
+
+    let rounds = 20_000;
+    let [round, filling, filled] = [0; 3].map(AtomicU32::new);
+    // While it is being filled nobody else reads it, and a write that waits for the device's signal to go is let through.
+    let let_fill = |number| {
+        while filled.load(Ordering::Acquire) < number {
+            if filling.load(Ordering::Acquire) > filled.load(Ordering::Acquire) {
+                drain(&event);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 1..=rounds {
+                while round.load(Ordering::Acquire) < number {
+                    std::hint::spin_loop();
+                }
+                drain(&event);
+                (0..number % 64).for_each(|_| std::hint::spin_loop());
+                filling.store(number, Ordering::Release);
+                event.write(u64::MAX - 1).expect("filled");
+                filled.store(number, Ordering::Release);
+            }
+        });
+        for number in 1..=rounds {
+            client.send(Command::DEVICE_SET_IRQS, &Request::DeviceSetIrqs(message(IrqData::None, 1)).encode(), &[]);
+            round.store(number, Ordering::Release);
+            let answer = client.channel.receive();
+            let_fill(number);
+            if let Err(error) = answer {
+                // Let go of, so that this test ends.
+                round.store(rounds, Ordering::Release);
+                let_fill(rounds);
+                panic!("in round {number}: {error}");
+            }
+        }
+    });
+    client.assert_served();
 }

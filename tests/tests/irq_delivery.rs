@@ -81,6 +81,53 @@ fn handler_that_raises_itself_runs_again_after_it_returned() {
 }
 
 #[test]
+fn what_a_handler_marks_at_a_sections_end_is_delivered_before_the_end_returns() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let runs = Arc::new(AtomicU64::new(0));
+        let register = |vector, priority, handler: Box<dyn FnMut(udrv::irq::Interrupt) -> IrqReturn + Send>| {
+            let options = IrqOptions { priority, ..IrqOptions::default() };
+            domain.register_with(&device.backend(), IrqIndex::MSI, vector, options, handler).expect("registered")
+        };
+        // One before it in the order, and one after.
+        let first = register(0, Priority::High, Box::new(counting(&runs)));
+        let last = register(1, Priority::Low, Box::new(counting(&runs)));
+        let raisers = [first.raiser(), last.raiser()];
+        let marking = register(
+            2,
+            Priority::Normal,
+            Box::new(move |_| {
+                raisers.iter().for_each(udrv::irq::Raiser::raise);
+                IrqReturn::Handled
+            }),
+        );
+        domain.off(|_| marking.pend());
+        assert_eq!(runs.load(Ordering::SeqCst), 2, "{delivery:?}");
+    }
+}
+
+#[test]
+fn longest_run_of_a_handler_is_accounted_for() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let took = Duration::from_millis(3);
+        let mut runs = 0;
+        let handler = move |_| {
+            runs += 1;
+            let end = Deadline::after(if runs == 2 { took } else { Duration::ZERO });
+            until("its end", || end.remaining().is_none());
+            IrqReturn::Handled
+        };
+        let irq = domain.register(&device.backend(), IrqIndex::MSI, 0, handler).expect("registered");
+        for count in 1..=3 {
+            irq.pend();
+            until("each delivery", || irq.stats().delivered == count);
+        }
+        assert!(irq.stats().longest_handler >= took, "{delivery:?}: {:?}", irq.stats());
+    }
+}
+
+#[test]
 fn device_signal_alone_runs_no_handler_on_the_driver_thread() {
     for delivery in [Delivery::Signal, Delivery::Poll] {
         let it = Counted::new(delivery);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 use udrv::clock::Deadline;
-use udrv::irq::{Delivery, IrqDomain, IrqReturn, Registration};
+use udrv::irq::{Delivery, IrqDomain, IrqLockGuard, IrqReturn, Registration, Section, SectionGuard};
 use udrv_backend::{AnyBackend, Error, IrqIndex};
 
 const DELIVERIES: [Delivery; 3] = [Delivery::Thread, Delivery::Signal, Delivery::Poll];
@@ -93,6 +93,75 @@ fn section_that_panics_is_closed() {
 }
 
 #[test]
+fn inner_section_that_panics_leaves_interrupts_off_as_they_were_before_it() {
+    for delivery in DELIVERIES {
+        let it = counted(delivery);
+        it.domain.off(|_| {
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                it.domain.off(|_| -> () { std::panic::resume_unwind(Box::new("inside")) });
+            }));
+            assert!(panicked.is_err());
+            it.irq.pend();
+            assert_eq!(it.runs(), 0, "{delivery:?}: the outer section is open");
+        });
+        assert_eq!(it.runs(), 1, "{delivery:?}");
+    }
+}
+
+/// Compiles only for what is not `$marker`: otherwise there would be two of `Ambiguous`.
+macro_rules! assert_not {
+    ($type:ty, $marker:ident) => {{
+        trait Ambiguous<A> {
+            fn is_not() {}
+        }
+        impl<T: ?Sized> Ambiguous<()> for T {}
+        impl<T: ?Sized + $marker> Ambiguous<u8> for T {}
+        <$type as Ambiguous<_>>::is_not();
+    }};
+}
+
+#[test]
+fn token_of_a_section_stays_on_its_thread() {
+    assert_not!(Section<'_>, Send);
+    assert_not!(Section<'_>, Sync);
+    assert_not!(SectionGuard<'_>, Send);
+    assert_not!(SectionGuard<'_>, Sync);
+    assert_not!(IrqLockGuard<'_, ()>, Send);
+}
+
+#[test]
+fn register_access_runs_no_handler_on_the_thread_that_makes_it() {
+    use udrv_backend::{RegionIndex, Width};
+    for delivery in DELIVERIES {
+        let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let me = std::thread::current().id();
+        let (here, elsewhere) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let counts = (Arc::clone(&here), Arc::clone(&elsewhere));
+        let handler = move |_| {
+            let count = if std::thread::current().id() == me { &counts.0 } else { &counts.1 };
+            count.fetch_add(1, Ordering::SeqCst);
+            IrqReturn::Handled
+        };
+        let _irq = domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration");
+        udrv::pci::Config::new(&*device)
+            .change_command(udrv::pci::Command::BUS_MASTER, udrv::pci::Command::empty())
+            .expect("messages may be sent");
+        for _ in 0..100 {
+            // Raises, and acknowledges: the interrupt comes within the access.
+            for offset in [0x60, 0x64] {
+                device.write(RegionIndex::BAR0, offset, Width::Bits32, 1).expect("written");
+                device.read(RegionIndex::BAR0, 4, Width::Bits32).expect("read");
+            }
+        }
+        assert_eq!(here.load(Ordering::SeqCst), 0, "{delivery:?}");
+        let ran = || here.load(Ordering::SeqCst) + elsewhere.load(Ordering::SeqCst) > 0;
+        domain.wait("delivery, at a delivery point", soon(), ran).expect("delivered");
+        assert_eq!(here.load(Ordering::SeqCst) > 0, delivery != Delivery::Thread, "{delivery:?}");
+    }
+}
+
+#[test]
 fn section_on_another_thread_holds_handlers_back() {
     for delivery in DELIVERIES {
         let it = counted(delivery);
@@ -129,6 +198,38 @@ fn disabled_source_keeps_its_signal_until_the_last_enable() {
         assert_eq!((it.runs(), it.irq.is_pending()), (0, true), "{delivery:?}");
         it.irq.enable();
         it.domain.wait("delivery", soon(), || it.runs() == 1).expect("delivered");
+    }
+}
+
+#[test]
+fn source_disabled_without_waiting_by_its_own_handler_is_not_delivered_until_enabled() {
+    for delivery in DELIVERIES {
+        let device: AnyBackend = Arc::new(udrv_edu::model::edu());
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let own = Arc::new(std::sync::OnceLock::<Registration>::new());
+        let runs = Arc::new(AtomicU64::new(0));
+        let (mine, count) = (Arc::clone(&own), Arc::clone(&runs));
+        let handler = move |_| {
+            if let Some(irq) = mine.get() {
+                irq.disable_nosync();
+            }
+            count.fetch_add(1, Ordering::SeqCst);
+            IrqReturn::Handled
+        };
+        assert!(own.set(domain.register(&device, IrqIndex::MSI, 0, handler).expect("a registration")).is_ok());
+        let irq = own.get().expect("registered");
+        let is_done = |count| irq.stats().delivered == count && !irq.is_active();
+        device.fire_irq(IrqIndex::MSI, 0).expect("fire");
+        domain.wait("the first", soon(), || is_done(1)).expect("delivered");
+        device.fire_irq(IrqIndex::MSI, 0).expect("fire");
+        let marked = || {
+            domain.deliver();
+            Ok(irq.is_pending())
+        };
+        soon().poll("the mark", marked).expect("marked");
+        assert_eq!(runs.load(Ordering::SeqCst), 1, "{delivery:?}: it is disabled");
+        irq.enable();
+        domain.wait("the second", soon(), || is_done(2)).expect("delivered");
     }
 }
 

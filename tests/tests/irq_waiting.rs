@@ -3,7 +3,7 @@
 
 mod irq_device;
 
-use irq_device::{Counted, DELIVERIES, soon};
+use irq_device::{Counted, DELIVERIES, soon, until};
 use nix::sys::pthread::{pthread_kill, pthread_self};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction};
 use std::future::Future;
@@ -96,6 +96,65 @@ fn threads_waiting_in_one_domain_all_see_their_condition() {
                 it.wait_runs(count);
             }
         });
+    }
+}
+
+/// A task's owner, for its waker.
+struct Owner;
+
+impl Wake for Owner {
+    fn wake(self: Arc<Self>) {}
+}
+
+#[test]
+fn task_that_is_abandoned_or_moved_is_let_go_of() {
+    for delivery in DELIVERIES {
+        let it = Counted::new(delivery);
+        let [first, second] = [(); 2].map(|()| Arc::new(Owner));
+        let poll = |next: std::pin::Pin<&mut udrv::irq::NextDelivery<'_>>, owner: &Arc<Owner>| {
+            let waker = Waker::from(Arc::clone(owner));
+            assert!(next.poll(&mut Context::from_waker(&waker)).is_pending(), "{delivery:?}");
+        };
+        {
+            let (mut next, mut other) = (pin!(it.irq.next_delivery()), pin!(it.irq.next_delivery()));
+            poll(next.as_mut(), &first);
+            poll(other.as_mut(), &first);
+            poll(next.as_mut(), &second);
+            poll(other.as_mut(), &second);
+            until("the first owner, after both moved", || Arc::strong_count(&first) == 1);
+        }
+        until("the second owner, after both were dropped", || Arc::strong_count(&second) == 1);
+        assert_eq!(it.runs(), 0, "{delivery:?}: nothing was delivered meanwhile");
+    }
+}
+
+/// A waker that makes and drops another task when it goes, as an executor that ends may.
+struct MakesAnother(Arc<udrv::irq::Registration>);
+
+impl Wake for MakesAnother {
+    fn wake(self: Arc<Self>) {}
+}
+
+impl Drop for MakesAnother {
+    fn drop(&mut self) {
+        drop(self.0.next_delivery());
+    }
+}
+
+#[test]
+fn waker_that_drops_tasks_when_it_is_dropped_does_not_deadlock() {
+    for delivery in DELIVERIES {
+        let Counted { device: _device, domain: _domain, irq, .. } = Counted::new(delivery);
+        let irq = Arc::new(irq);
+        let dropping = std::thread::spawn(move || {
+            let mut next = pin!(irq.next_delivery());
+            for _ in 0..2 {
+                let waker = Waker::from(Arc::new(MakesAnother(Arc::clone(&irq))));
+                assert!(next.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+            }
+        });
+        until("both wakers", || dropping.is_finished());
+        dropping.join().expect("no panic");
     }
 }
 

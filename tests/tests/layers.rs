@@ -65,7 +65,8 @@ fn may_use(user: &str, used: &str) -> bool {
         "stub-driver/wire" | "udrv/backend" => false,
         "stub-driver/channel" => ["stub-driver/wire", "udrv/backend"].contains(&used),
         "udrv/usb" => ["udrv/backend", "stub-driver/channel"].contains(&used),
-        "devices/model" | "udrv/vfio" | "udrv/debug" | "udrv/inspect" => used == "udrv/backend",
+        "udrv/signal" | "udrv/inspect" => used == "udrv/backend",
+        "devices/model" | "udrv/vfio" | "udrv/debug" => ["udrv/backend", "udrv/signal"].contains(&used),
         "udrv" => {
             let below = ["udrv/backend", "udrv/debug", "udrv/inspect", "udrv/vfio"];
             below.contains(&used) || ["stub-driver/wire", "stub-driver/channel"].contains(&used)

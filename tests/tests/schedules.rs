@@ -19,7 +19,9 @@ fn explore_handler_that_acknowledges_what_it_has_not_read_fails_with_the_pair() 
     let [first, second] = failure.schedule.placements() else { panic!("not two placements: {failure}") };
     assert_ne!(first.irq, second.irq, "{failure}");
     assert_eq!(second.access, first.access + 2, "{failure}");
-    assert!(failure.to_string().starts_with(&format!("UDRV_SCHEDULE={} replays it: cause 0x", failure.schedule)));
+    let (what, how) =
+        (failure.to_string(), format!("\nUDRV_SCHEDULE={} cargo test -p udrv-tests -- --exact ", failure.schedule));
+    assert!(what.starts_with("cause 0x") && what.contains(&how), "{what}");
 }
 
 #[test]
@@ -56,8 +58,39 @@ fn explore_with_the_printed_line_in_the_environment_replays_that_schedule_alone(
 
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{said}");
-    let line = format!("UDRV_SCHEDULE={} replays it: {} ", failure.schedule, failure.error);
-    assert!(said.contains(&line) && said.contains("after 1 runs"), "no `{line}` in: {said}");
+    let what = format!("{} under the schedule {}: interrupt ", failure.error, failure.schedule);
+    // One run: neither searched nor shrunk.
+    assert!(said.contains(&what) && !said.contains("runs)"), "no `{what}` in: {said}");
+}
+
+#[test]
+fn printed_line_pasted_into_a_shell_runs_that_schedule() {
+    let start = |shell: &str| {
+        let output = Command::new("sh").args(["-c", shell]).env("UDRV_TEST_EXPLORE", "").output().expect("it ran");
+        assert!(!output.status.success(), "{shell}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let this = std::env::current_exe().expect("this test").display().to_string();
+    // Without cargo, so that the line names the program itself; in one that cargo started it names package and test.
+    let first = start(&format!("unset CARGO_PKG_NAME; '{this}' --exact child_process_explores --nocapture"));
+    let line = first.lines().find(|line| line.starts_with("UDRV_SCHEDULE=")).expect("a line");
+    let again = start(line);
+
+    let what = |said: &str| said.lines().find(|line| line.contains(" under the schedule ")).map(str::to_owned);
+    let (first, again) = (what(&first).expect("what fails"), what(&again).expect("what fails"));
+    assert!(first.contains("(shrunk from") || first.contains("(after"), "{first}");
+    assert_eq!(again.split(" (").next().map(|it| it.trim_end_matches(". To replay it:")), first.split(" (").next());
+}
+
+#[test]
+fn schedule_that_is_none_is_told_with_what_is_expected_and_nothing_to_replay() {
+    let mut again = Command::new(std::env::current_exe().expect("this test"));
+    again.args(["--exact", "child_process_explores", "--nocapture"]).env("UDRV_TEST_EXPLORE", "");
+
+    let output = again.env("UDRV_SCHEDULE", "4").output().expect("it ran");
+
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("0@4,1@7") && !said.contains("To replay"), "{said}");
 }
 
 /// Not a test by itself: what the test above starts.

@@ -14,6 +14,7 @@ for check in access busy intx one-kind relay dma memlock speed; do
     "$UDRV_BIN/vfio-kernel" $check "$edu"
 done
 "$UDRV_BIN/vfio-kernel" nvme-msix "$nvme"
+"$UDRV_BIN/vfio-kernel" nvme-rollback "$nvme"
 for device in "$edu" "$nvme"; do
     "$UDRV_BIN/conformance" "pci:$device" || fail "conformance of $device"
 done

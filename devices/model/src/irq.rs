@@ -1,57 +1,7 @@
 //! Triggers, the pin's level and mask, and the messages a device has sent.
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{getsockopt, sockopt::SockType};
-use std::fs::OpenOptions;
-use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::os::unix::net::UnixStream;
-use udrv_backend::{Error, IrqIndex, Result, Trigger};
-
-/// Where one vector is signalled.
-enum Sink {
-    /// Written without waiting whatever flags its owner set.
-    Socket(UnixStream),
-    /// An eventfd, which takes 2⁶⁴ - 2 signals before a write would wait; or a pipe, opened so that it never waits.
-    File(std::fs::File),
-}
-
-impl Sink {
-    fn new(trigger: Trigger<'_>) -> Result<Self> {
-        let fd: OwnedFd =
-            trigger.try_clone_to_owned().map_err(|error| Error::os("keeping an interrupt's descriptor", error))?;
-        if getsockopt(&fd, SockType).is_ok() {
-            return Ok(Self::Socket(fd.into()));
-        }
-        // Only a pipe has this, and asking does not reach a file system.
-        if fcntl(&fd, FcntlArg::F_GETPIPE_SZ).is_ok() {
-            // Opened anew, since O_NONBLOCK on its owner's own description would be seen by the owner.
-            let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let pipe = OpenOptions::new().write(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(link);
-            return pipe.map(Self::File).map_err(|error| Error::os("opening an interrupt's pipe for writing", error));
-        }
-        Ok(Self::File(fd.into()))
-    }
-
-    fn signal(&mut self) {
-        let one = 1u64.to_ne_bytes();
-        // A sink that is full has signals waiting already, and one that is gone has nobody to tell.
-        match self {
-            Self::Socket(socket) => {
-                use nix::sys::socket::{MsgFlags, send};
-                let _ = send(socket.as_raw_fd(), &one, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-            }
-            Self::File(file) => {
-                let room = poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO);
-                if room == Ok(1) {
-                    let _ = file.write(&one);
-                }
-            }
-        }
-    }
-}
+use udrv_backend::{IrqIndex, Result, Trigger};
+use udrv_signal::Sink;
 
 /// The triggers of one device, and what its pin and its messages were last seen to be.
 pub(crate) struct Lines {
@@ -114,7 +64,7 @@ impl Lines {
             // A function that has been given fewer vectors than it uses folds them (PCI 3.0, 6.8.3.4).
             let slot = vector.checked_rem(armed.len()).and_then(|vector| armed.get_mut(vector));
             if let Some(Some(sink)) = slot.filter(|_| news && may_send) {
-                sink.signal();
+                sink.signal(1);
             }
         }
     }
@@ -130,7 +80,7 @@ impl Lines {
             && let Some(Some(sink)) = self.pin.first_mut()
         {
             self.masked = true;
-            sink.signal();
+            sink.signal(1);
         }
     }
 
@@ -161,7 +111,7 @@ impl Lines {
 
     pub(crate) fn fire(&mut self, index: IrqIndex, vector: u32) {
         if let Some(Some(sink)) = self.vectors(index).get_mut(vector as usize) {
-            sink.signal();
+            sink.signal(1);
         }
     }
 }

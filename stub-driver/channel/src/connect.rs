@@ -1,11 +1,13 @@
 //! Connecting with a deadline.
 
+use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
 use std::io::Result;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+use udrv_backend::clock::Deadline;
 
 /// Connects within `patience`: a server that accepts nobody lets its queue fill up, and a plain `connect` then waits.
 ///
@@ -14,10 +16,18 @@ use std::time::Duration;
 pub fn connect(path: &Path, patience: Duration) -> Result<UnixStream> {
     let address = SocketAddrUnix::new(path)?;
     let fd = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
-    // The sending timeout bounds connect too (unix(7) sockets wait for room in the queue by it). Zero would be none.
-    set_socket_timeout(&fd, Timeout::Send, Some(patience.max(Duration::from_micros(1))))?;
-    rustix::net::connect(&fd, &address)?;
-    Ok(fd.into())
+    let deadline = Deadline::after(patience);
+    loop {
+        // The sending timeout bounds connect too (unix(7) sockets wait for room in the queue by it). Zero would be none.
+        let left = deadline.remaining();
+        set_socket_timeout(&fd, Timeout::Send, Some(left.unwrap_or_default().max(Duration::from_micros(1))))?;
+        match rustix::net::connect(&fd, &address) {
+            // Such a socket is then as it was before. Signals that come faster than the shortest timeout would go on for ever.
+            Err(Errno::INTR) if left.is_some() => {}
+            Err(Errno::INTR) => return Err(Errno::AGAIN.into()),
+            connected => return Ok(connected.map(|()| fd.into())?),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,10 @@
 
 use crate::DELIVERY;
 use crate::irq_device::{self, Counted, Lines, soon, until};
+use nix::time::{ClockId, clock_gettime};
 use std::panic::Location;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::irq::{IrqDomain, IrqLock, IrqReturn, Lock, Place, Registration, Rule, Violation, might_sleep, violations};
@@ -35,10 +37,64 @@ fn pend(irq: &Registration) {
     until("its handler", || irq.stats().delivered > before);
 }
 
-/// Keeps the processor for so long.
-fn spend(time: Duration) {
-    let end = Deadline::after(time);
-    until("the time to pass", || end.remaining().is_none());
+/// Uses so much of a processor's time, however long that takes.
+fn compute(time: Duration) {
+    let used = || Duration::from(clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).expect("every thread has one"));
+    let end = used() + time;
+    while used() < end {
+        std::hint::spin_loop();
+    }
+}
+
+/// Levels of what is logged.
+struct Levels(mpsc::Sender<tracing::Level>);
+
+impl tracing::Subscriber for Levels {
+    fn enabled(&self, _metadata: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+    fn new_span(&self, _span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+    fn record(&self, _span: &tracing::span::Id, _values: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _span: &tracing::span::Id, _follows: &tracing::span::Id) {}
+    fn event(&self, event: &tracing::Event<'_>) {
+        _ = self.0.send(*event.metadata().level());
+    }
+    fn enter(&self, _span: &tracing::span::Id) {}
+    fn exit(&self, _span: &tracing::span::Id) {}
+}
+
+/// What `work` logs on this thread.
+fn levels_of(work: impl FnOnce()) -> Vec<tracing::Level> {
+    let (tell, told) = mpsc::channel();
+    tracing::subscriber::with_default(Levels(tell), work);
+    told.iter().collect()
+}
+
+/// More threads that want a processor than there are, `each` for one of them, while `work` runs.
+fn on_a_busy_machine<T>(each: usize, work: impl FnOnce() -> T) -> T {
+    let processors = std::thread::available_parallelism().expect("known").get();
+    struct StopAtTheEnd<'a>(&'a AtomicBool);
+    impl Drop for StopAtTheEnd<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    let (stop, running) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let _stop = StopAtTheEnd(&stop);
+        for _ in 0..each * processors {
+            scope.spawn(|| {
+                running.fetch_add(1, Ordering::Relaxed);
+                while !stop.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        until("all of them", || running.load(Ordering::Relaxed) == each * processors);
+        work()
+    })
 }
 
 #[track_caller]
@@ -182,37 +238,63 @@ fn section_longer_than_its_budget_is_reported_and_leads_the_account() {
     domain.set_section_budget(Duration::from_millis(1));
     let (short, long) = (here() + 1, here() + 2);
     domain.off(|_| {});
-    domain.off(|_| spend(Duration::from_millis(5)));
+    let levels = levels_of(|| domain.off(|_| compute(Duration::from_millis(5))));
 
     let off = domain.irqs_off();
     assert_eq!(off.places.iter().map(|place| place.at.line()).collect::<Vec<_>>(), [long, short], "{off}");
     assert!(off.places[0].longest >= Duration::from_millis(5) && off.places[0].over_budget == 1, "{off}");
     assert_eq!(off.histogram.iter().sum::<u64>(), 2, "{off}");
     assert_eq!(between(Rule::Budget, long, long).len(), 1);
+    assert_eq!(levels, [tracing::Level::ERROR], "it is the driver's doing, whoever else had the processor meanwhile");
+}
+
+#[test]
+fn section_that_waits_longer_than_its_budget_is_the_drivers_mistake() {
+    let domain = domain();
+    domain.set_section_budget(Duration::from_millis(1));
+    let line = here() + 1;
+    let levels = levels_of(|| domain.off(|_| std::thread::park_timeout(Duration::from_millis(5))));
+
+    assert_eq!(between(Rule::Budget, line, line).len(), 1, "{:?}", violations());
+    assert_eq!(levels, [tracing::Level::ERROR]);
+}
+
+#[test]
+fn section_that_the_host_prolongs_is_reported_as_a_warning() {
+    let domain = domain();
+    let budget = Duration::from_millis(10);
+    domain.set_section_budget(budget);
+    let line = here() + 5;
+    let levels = levels_of(|| {
+        on_a_busy_machine(8, || {
+            let deadline = soon();
+            while between(Rule::Delayed, line, line).is_empty() && deadline.remaining().is_some() {
+                let _off = domain.off_guard();
+                let end = Deadline::after(4 * budget);
+                // Each look lets the others have the processor.
+                until("the time to pass", || end.remaining().is_none());
+            }
+        });
+    });
+
+    let found = between(Rule::Delayed, line, line);
+    assert_eq!(found.len(), 1, "{:?}", violations());
+    assert!(found[0].to_string().contains("the host had the processor for "), "{}", found[0]);
+    assert!(levels.contains(&tracing::Level::WARN), "{levels:?}");
 }
 
 #[test]
 fn section_during_which_the_host_preempts_is_counted() {
     let domain = domain();
-    // More threads that want a processor than there are: sooner or later one of them gets ours.
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let processors = std::thread::available_parallelism().expect("known").get();
-    let others: Vec<_> = (0..2 * processors)
-        .map(|_| {
-            let stop = Arc::clone(&stop);
-            std::thread::spawn(move || while !stop.load(std::sync::atomic::Ordering::Relaxed) {})
-        })
-        .collect();
-    let deadline = soon();
-    let mut preempted = 0;
-    while preempted == 0 && deadline.remaining().is_some() {
-        domain.off(|_| (0..1_000_000).for_each(|_| std::hint::spin_loop()));
-        preempted = domain.irqs_off().places.iter().map(|place| place.preempted).sum();
-    }
-    stop.store(true, std::sync::atomic::Ordering::Relaxed);
-    others.into_iter().for_each(|other| other.join().expect("it ends"));
+    let preempted = || domain.irqs_off().places.iter().map(|place| place.preempted).sum::<u64>() > 0;
+    on_a_busy_machine(2, || {
+        let deadline = soon();
+        while !preempted() && deadline.remaining().is_some() {
+            domain.off(|_| (0..1_000_000).for_each(|_| std::hint::spin_loop()));
+        }
+    });
 
-    assert!(preempted > 0, "{}", domain.irqs_off());
+    assert!(preempted(), "{}", domain.irqs_off());
 }
 
 #[test]

@@ -26,6 +26,15 @@ pub fn soon() -> Deadline {
 pub struct Lines {
     info: DeviceInfo,
     state: Mutex<State>,
+    /// Asked before a vector is given a trigger, and before the pin is unmasked.
+    arming: Asked,
+    unmasking: Asked,
+}
+
+type Asked = Mutex<Option<Box<dyn FnMut() -> Result<()> + Send>>>;
+
+fn ask(asked: &Asked) -> Result<()> {
+    asked.lock().expect("no test panics inside").as_mut().map_or(Ok(()), |answer| answer())
 }
 
 #[derive(Default)]
@@ -60,7 +69,17 @@ fn write_to(fd: &OwnedFd, bytes: &[u8]) -> bool {
 impl Lines {
     pub fn new() -> Arc<Self> {
         let info = DeviceInfo { address: "model:lines".into(), regions: 0, irqs: 3 };
-        Arc::new(Self { info, state: Mutex::default() })
+        Arc::new(Self { info, state: Mutex::default(), arming: Mutex::default(), unmasking: Mutex::default() })
+    }
+
+    /// Lets arming fail with what `answer` says.
+    pub fn on_arming(&self, answer: impl FnMut() -> Result<()> + Send + 'static) {
+        *self.arming.lock().expect("no test panics inside") = Some(Box::new(answer));
+    }
+
+    /// Lets unmasking fail with what `answer` says.
+    pub fn on_unmasking(&self, answer: impl FnMut() -> Result<()> + Send + 'static) {
+        *self.unmasking.lock().expect("no test panics inside") = Some(Box::new(answer));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -101,6 +120,10 @@ impl Lines {
         state.messages.get(vector as usize).and_then(Option::as_ref).is_some_and(|fd| write_to(fd, bytes))
     }
 
+    pub fn pin_is_armed(&self) -> bool {
+        self.state().pin.is_some()
+    }
+
     pub fn is_armed(&self, vector: u32) -> bool {
         matches!(self.state().messages.get(vector as usize), Some(Some(_)))
     }
@@ -128,6 +151,9 @@ impl Backend for Lines {
         Err(Error::NoSuchRegion { region, count: 0 })
     }
     fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
+        if triggers.iter().any(Option::is_some) {
+            ask(&self.arming)?;
+        }
         let mut state = self.state();
         for (vector, trigger) in (start as usize..).zip(triggers) {
             let fd = trigger.map(|fd| fd.as_fd().try_clone_to_owned().expect("a descriptor"));
@@ -152,6 +178,7 @@ impl Backend for Lines {
         Ok(())
     }
     fn unmask_irq(&self, _index: IrqIndex, _vector: u32) -> Result<()> {
+        ask(&self.unmasking)?;
         let mut state = self.state();
         state.masked = false;
         state.unmasks += 1;

@@ -94,6 +94,41 @@ fn irqs_of_another_process_are_counted_while_it_runs() {
 }
 
 #[test]
+fn irqs_watched_show_signals_a_second_until_the_driver_ends() {
+    let mut driven = Driven::start();
+    let watch = |more: &[&str]| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_udrv"));
+        child.args(["irqs", &driven.address, "--watch"]).args(more).stdout(Stdio::piped()).stderr(Stdio::piped());
+        child.spawn().expect("udrv starts")
+    };
+    let (mut text, mut json) = (watch(&[]), watch(&["--json"]));
+    let lines =
+        |child: &mut Child| BufReader::new(child.stdout.take().expect("its output")).lines().map_while(Result::ok);
+
+    let looks: Vec<serde_json::Value> =
+        lines(&mut json).take(2).map(|line| serde_json::from_str(&line).expect("an object a line")).collect();
+    let raised = |look: &serde_json::Value| look["sources"][0]["raised"].as_u64().expect("a number");
+    assert!(raised(&looks[0]) < raised(&looks[1]), "{looks:?}");
+    json.kill().expect("killed");
+    json.wait().expect("ended");
+
+    let mut shown = lines(&mut text);
+    let tables: Vec<_> = shown.by_ref().skip_while(|line| !line.contains("a second")).take(2).collect();
+    let columns: Vec<_> = tables[1].split_whitespace().collect();
+    let rate: u64 = columns[7].parse().expect("a number, behind five counts and two times");
+    assert!(rate > 0, "{tables:?}");
+    driven.child.kill().expect("killed");
+    driven.child.wait().expect("ended");
+    shown.for_each(drop);
+    let ended = text.wait_with_output().expect("ended");
+    let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+    assert_eq!(
+        (ended.status.code(), said.as_str()),
+        (Some(1), &*format!("udrv: process {} has ended\n", driven.child.id()))
+    );
+}
+
+#[test]
 fn device_is_found_by_its_address_and_an_unknown_one_is_refused() {
     let driven = Driven::start();
     let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(["irqs", &driven.address]).output().expect("starts");

@@ -2,16 +2,14 @@
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt::SockType};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use udrv_backend::{Backend, Error, IrqIndex, Result, Trigger, clock};
+use udrv_signal::Sink;
 
 /// What becomes of one signal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,38 +24,6 @@ pub(crate) enum Fate {
 pub(crate) type Judge = Box<dyn Fn(IrqIndex, u32, u64) -> Fate + Send + Sync>;
 
 type Vector = (u32, u32);
-
-/// The most signals that one write stands for. An eventfd counts to 2⁶⁴ - 2, and a write that would exceed that waits,
-/// though it is ready for one of 1: with counts of this size nobody lives to see it. A device can claim any count.
-const MOST_SIGNALS: u64 = u32::MAX as u64;
-
-/// A driver's trigger. Writing to it never waits: one that is full has a signal waiting already.
-pub(crate) enum Sink {
-    Socket(OwnedFd),
-    File(File),
-}
-
-impl Sink {
-    pub(crate) fn new(trigger: Trigger<'_>) -> Result<Self> {
-        let fd = trigger.try_clone_to_owned().map_err(|error| Error::os("keeping an interrupt's descriptor", error))?;
-        Ok(if getsockopt(&fd, SockType).is_ok() { Self::Socket(fd) } else { Self::File(fd.into()) })
-    }
-
-    pub(crate) fn signal(&self, count: u64) {
-        let bytes = count.min(MOST_SIGNALS).to_ne_bytes();
-        match self {
-            Self::Socket(socket) => {
-                let _full = send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-            }
-            Self::File(file) => {
-                if poll(&mut [PollFd::new(file.as_fd(), PollFlags::POLLOUT)], PollTimeout::ZERO) == Ok(1) {
-                    let mut file = file;
-                    let _full = file.write(&bytes);
-                }
-            }
-        }
-    }
-}
 
 struct Armed {
     source: Arc<EventFd>,
@@ -253,6 +219,6 @@ mod tests {
             done.send(()).expect("somebody waits");
         });
         assert_eq!(signalled.recv_timeout(Duration::from_secs(5)), Ok(()));
-        assert_eq!(trigger.read(), Ok(3 * MOST_SIGNALS));
+        assert_eq!(trigger.read(), Ok(3 * udrv_signal::MOST));
     }
 }

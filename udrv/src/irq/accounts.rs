@@ -156,15 +156,16 @@ pub fn accounts() -> Accounts {
 
 impl fmt::Display for Accounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let heading = ["raised", "delivered", "merged", "spurious", "deferred", "longest off", "longest run"];
-        heading.iter().try_for_each(|word| write!(f, "{word:>12}"))?;
-        write!(f, "  source")?;
+        for word in ["raised", "delivered", "merged", "spurious", "deferred"] {
+            write!(f, "{word:>12}")?;
+        }
+        write!(f, "{:>14}{:>14}  source", "max deferral", "max handler")?;
         for Account { source, stats } in &self.0 {
             let counts = [stats.raised, stats.delivered, stats.merged, stats.spurious, stats.deferred];
             writeln!(f)?;
             counts.iter().try_for_each(|count| write!(f, "{count:>12}"))?;
             let times = [stats.longest_deferral, stats.longest_handler].map(|time| format!("{time:.1?}"));
-            write!(f, "{:>12}{:>12}  {source}", times[0], times[1])?;
+            write!(f, "{:>14}{:>14}  {source}", times[0], times[1])?;
             if stats.stormed {
                 write!(f, " (masked: a storm)")?;
             }

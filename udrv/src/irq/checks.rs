@@ -7,6 +7,7 @@ use super::sync::lock;
 use super::violation::{IrqsOff, OffPlace, Place, Rule, Violation};
 use crate::clock;
 use nix::sys::resource::{UsageWho, getrusage};
+use nix::time::{ClockId, clock_gettime};
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::panic::Location;
@@ -35,7 +36,7 @@ struct Open {
     /// The outermost.
     at: Place,
     since: Instant,
-    preempted: i64,
+    had: Had,
     /// In the inspection page.
     _shown: udrv_inspect::Section,
 }
@@ -64,7 +65,7 @@ pub(super) fn report(rule: Rule, at: Place, other: Option<Place>, text: impl FnO
         known.push(Violation { rule, at, other, text: text.clone() });
         // Whoever writes the log may take locks and open sections, and break rules.
         drop(known);
-        tracing::error!("{text}");
+        if rule.is_the_hosts() { tracing::warn!("{text}") } else { tracing::error!("{text}") }
     }
 }
 
@@ -115,8 +116,31 @@ pub(super) fn in_handler_of() -> Option<u64> {
     handlers(|all| all.last().map(|(domain, _)| *domain)).flatten()
 }
 
-fn preempted() -> i64 {
-    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.involuntary_context_switches())
+/// What this thread has had of the processor so far, and how often it has not.
+#[derive(Clone, Copy)]
+struct Had {
+    processor: Duration,
+    /// It let go of the processor itself, to wait.
+    waited: i64,
+    /// The host took it away.
+    preempted: i64,
+}
+
+impl Had {
+    fn by_now() -> Self {
+        // Both are there for every thread. That of getrusage(2) for the processor is up to a tick old.
+        let processor = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Into::into);
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).ok();
+        let [waited, preempted] =
+            usage.map_or([0; 2], |usage| [usage.voluntary_context_switches(), usage.involuntary_context_switches()]);
+        Self { processor, waited, preempted }
+    }
+
+    /// How long a section was by the driver's own doing: what it computed. If it waited for something, all of it.
+    fn own_part(self, before: Self, took: Duration) -> Duration {
+        let waited = self.waited > before.waited;
+        if waited { took } else { self.processor.saturating_sub(before.processor).min(took) }
+    }
 }
 
 #[cold]
@@ -131,7 +155,7 @@ pub(super) fn opened(shared: &Shared, at: Place) {
             Some(open) => open.depth += 1,
             None => {
                 let _shown = shared.shown.section(at);
-                all.push(Open { domain, depth: 1, at, preempted: preempted(), since: clock::now(), _shown });
+                all.push(Open { domain, depth: 1, at, had: Had::by_now(), since: clock::now(), _shown });
             }
         }
     });
@@ -148,8 +172,9 @@ pub(super) fn closed(shared: &Shared) {
         open.depth -= 1;
         (open.depth == 0).then(|| all.remove(index))
     });
-    if let Ok(Some(Open { at, since, preempted: before, .. })) = ended {
-        shared.off.add(at, clock::now().saturating_duration_since(since), preempted() > before);
+    if let Ok(Some(Open { at, since, had: before, .. })) = ended {
+        let (took, had) = (clock::now().saturating_duration_since(since), Had::by_now());
+        shared.off.add(at, took, had.own_part(before, took), had.preempted > before.preempted);
     }
 }
 
@@ -195,7 +220,8 @@ impl OffAccount {
         lock(&self.account).budget = budget;
     }
 
-    fn add(&self, at: Place, took: Duration, preempted: bool) {
+    /// One section, of which `own` was the driver's doing, and the rest the host's.
+    fn add(&self, at: Place, took: Duration, own: Duration, preempted: bool) {
         let mut account = lock(&self.account);
         let budget = account.budget;
         let bucket = (took.as_nanos().max(1).ilog2() as usize).min(31);
@@ -209,9 +235,14 @@ impl OffAccount {
         place.preempted += u64::from(preempted);
         drop(account);
         if took > budget {
-            let how = if preempted { ", of which the host took some" } else { "" };
-            let text = || format!("interrupts were off for {took:.1?}{how}, over the budget of {budget:?}, since {at}");
-            report(Rule::Budget, at, Some(at), text);
+            let rule = if own > budget { Rule::Budget } else { Rule::Delayed };
+            let text = || {
+                let host = took - own;
+                format!(
+                    "interrupts were off for {took:.1?}, over the budget of {budget:?}, since {at}; the host had the processor for {host:.1?} of it"
+                )
+            };
+            report(rule, at, Some(at), text);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::bottom_half::Halves;
 use super::checks::{OffAccount, off_at};
+use super::future::Tasks;
 use super::gate::{Claim, Gate};
 use super::inlet::Inlet;
 use super::number::me;
@@ -14,7 +15,6 @@ use super::{Delivery, Priority};
 use crate::clock;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, OnceLock};
-use std::task::Waker;
 use std::time::{Duration, Instant};
 use udrv_backend::{AnyBackend, Error, Moment, Observe, Result};
 
@@ -53,8 +53,7 @@ pub(super) struct Shared {
     /// Who is told of sections: whoever looks on at the first device that somebody looks on at.
     observer: OnceLock<Arc<dyn Observe>>,
     pub(super) sources: Mutex<Ranks<Arc<Source>>>,
-    /// Tasks that wait for a delivery.
-    pub(super) wakers: Mutex<Vec<Waker>>,
+    pub(super) tasks: Tasks,
     /// The thread that SIGIO goes to.
     pub(super) owner: i32,
 }
@@ -94,7 +93,7 @@ impl Shared {
             off: OffAccount::default(),
             observer: OnceLock::new(),
             sources: Mutex::default(),
-            wakers: Mutex::default(),
+            tasks: Tasks::default(),
             owner: sigio::this_thread(),
         })
     }
@@ -156,12 +155,7 @@ impl Shared {
         if self.gate.advance() {
             self.inlet.nudge();
         }
-        self.wake_tasks();
-    }
-
-    pub(super) fn wake_tasks(&self) {
-        let wakers = std::mem::take(&mut *lock(&self.wakers));
-        wakers.into_iter().for_each(Waker::wake);
+        self.tasks.wake();
     }
 
     /// Marks what the descriptors say. The thread of thread delivery does this itself.

@@ -4,8 +4,43 @@ use super::sync::lock;
 use super::{Delivery, Registration};
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
 use udrv_backend::Result;
+
+/// Tasks that wait for a delivery: each by the number of its future. Wakers are the executor's code, which may drop tasks and so
+/// come back here: they are woken and dropped with nothing locked.
+#[derive(Default)]
+pub(super) struct Tasks(Mutex<Vec<(u64, Waker)>>);
+
+impl Tasks {
+    pub(super) fn wake(&self) {
+        let all = std::mem::take(&mut *lock(&self.0));
+        all.into_iter().for_each(|(_, waker)| waker.wake());
+    }
+
+    fn wait(&self, future: u64, waker: &Waker) {
+        let mut all = lock(&self.0);
+        let before = match all.iter_mut().find(|(known, _)| *known == future) {
+            Some((_, known)) if known.will_wake(waker) => None,
+            Some((_, known)) => Some(std::mem::replace(known, waker.clone())),
+            None => {
+                all.push((future, waker.clone()));
+                None
+            }
+        };
+        drop(all);
+        drop(before);
+    }
+
+    fn forget(&self, future: u64) {
+        let mut all = lock(&self.0);
+        let gone = all.iter().position(|(known, _)| *known == future).map(|at| all.swap_remove(at));
+        drop(all);
+        drop(gone);
+    }
+}
 
 /// Completes once the source has been delivered since it was made, with the number of those deliveries. A plain future:
 /// any executor will do.
@@ -15,11 +50,14 @@ use udrv_backend::Result;
 pub struct NextDelivery<'a> {
     registration: &'a Registration,
     seen: u64,
+    /// Unlike that of any other.
+    number: u64,
 }
 
 impl<'a> NextDelivery<'a> {
     pub(super) fn new(registration: &'a Registration) -> Self {
-        Self { registration, seen: registration.stats().delivered }
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { registration, seen: registration.stats().delivered, number: NEXT.fetch_add(1, Ordering::Relaxed) }
     }
 
     fn new_deliveries(&self) -> Option<u64> {
@@ -39,12 +77,7 @@ impl Future for NextDelivery<'_> {
         if shared.delivery != Delivery::Thread {
             shared.deliver();
         }
-        {
-            let mut wakers = lock(&shared.wakers);
-            if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                wakers.push(context.waker().clone());
-            }
-        }
+        shared.tasks.wait(self.number, context.waker());
         // After the waker is in place, so that no delivery falls between.
         match self.new_deliveries() {
             Some(count) => Poll::Ready(Ok(count)),
@@ -53,5 +86,12 @@ impl Future for NextDelivery<'_> {
                 Err(error) => Poll::Ready(Err(error)),
             },
         }
+    }
+}
+
+impl Drop for NextDelivery<'_> {
+    /// What is not waited for any more is let go of, with the task that its waker may own.
+    fn drop(&mut self) {
+        self.registration.service().shared().tasks.forget(self.number);
     }
 }

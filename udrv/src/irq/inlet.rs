@@ -7,7 +7,7 @@ use super::Delivery;
 use super::direct::Direct;
 use super::ranks::Ranks;
 use super::source::Source;
-use super::sync::lock;
+use super::sync::{MutexGuard, lock};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token};
 use nix::errno::Errno;
@@ -28,6 +28,8 @@ pub(super) struct Inlet {
     poll: Mutex<(Poll, Events)>,
     registry: Registry,
     ports: Mutex<Ports>,
+    /// Held while lines are taken, armed or given back, as the kernel's `request_mutex` is: never while handlers are waited for.
+    requests: Mutex<()>,
     /// The only descriptor, used without the event loop; see `direct.rs`. Changed with `ports` locked.
     direct: Mutex<Option<Arc<Direct>>>,
     delivery: Delivery,
@@ -69,7 +71,25 @@ impl Inlet {
             registry.register(&mut SourceFd(&raw), NUDGE, Interest::READABLE).map_err(os)?;
         }
         let poll = Mutex::new((poll, Events::with_capacity(64)));
-        Ok(Self { poll, registry, ports: Mutex::default(), direct: Mutex::default(), delivery, nudge })
+        Ok(Self {
+            poll,
+            registry,
+            ports: Mutex::default(),
+            requests: Mutex::default(),
+            direct: Mutex::default(),
+            delivery,
+            nudge,
+        })
+    }
+
+    /// Keeps others from taking, arming or giving back a line of the domain.
+    pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
+        lock(&self.requests)
+    }
+
+    /// Whether a source has a descriptor here.
+    pub(super) fn has(&self, rank: u32) -> bool {
+        lock(&self.ports).by_rank.get(rank).is_some()
     }
 
     pub(super) fn add(&self, source: &Arc<Source>, fd: OwnedFd, kind: Kind) -> Result<()> {

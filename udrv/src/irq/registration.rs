@@ -56,22 +56,20 @@ impl Registration {
         options: IrqOptions,
         handler: Handler,
     ) -> Result<Self> {
-        let (it, is_first) = Self::prepare(domain, backend, (index, vector), options, handler)?;
+        let it = Self::prepare(domain, backend, (index, vector), options, handler)?;
         // From here on a failure drops the registration, which takes the handler out again.
-        if is_first {
-            it.arm()?;
-        }
+        it.be_armed()?;
         Ok(it)
     }
 
-    /// All but arming; whether that is to be done.
+    /// All but arming.
     fn prepare(
         domain: &IrqDomain,
         backend: &AnyBackend,
         (index, vector): (IrqIndex, u32),
         options: IrqOptions,
         handler: Handler,
-    ) -> Result<(Self, bool)> {
+    ) -> Result<Self> {
         let info = backend.irq(index)?;
         if vector >= info.count {
             return Err(Error::NoSuchIrq { index, start: vector, count: 1, available: info.count });
@@ -79,8 +77,8 @@ impl Registration {
         let automasked = info.flags.contains(IrqFlags::AUTOMASKED);
         domain.shared().observed_with(backend);
         let line = Line { backend: Arc::clone(backend), index, vector };
-        let (source, is_first) = enlist(domain.shared(), Some(line), automasked, options)?;
-        Ok((Self::add(domain, source, handler), is_first))
+        let source = enlist(domain.shared(), Some(line), automasked, options)?;
+        Ok(Self::add(domain, source, handler))
     }
 
     pub(super) fn threaded(
@@ -93,7 +91,7 @@ impl Registration {
     ) -> Result<Self> {
         let (wake, woken) = mpsc::channel();
         let handler = Box::new(Threaded { first, half: wake });
-        let (mut it, is_first) = Self::prepare(domain, backend, at, options, handler)?;
+        let mut it = Self::prepare(domain, backend, at, options, handler)?;
         let (shared, source) = (Arc::clone(domain.shared()), Arc::clone(&it.source));
         let id = it.id;
         let serve = move || {
@@ -109,15 +107,13 @@ impl Registration {
         };
         let thread = std::thread::Builder::new().name("udrv-irq-half".into()).spawn(serve);
         it.thread = Some(Box::new(thread.map_err(|error| Error::os("starting a threaded interrupt handler", error))?));
-        if is_first {
-            it.arm()?;
-        }
+        it.be_armed()?;
         Ok(it)
     }
 
     /// A source that no device has, fed by `fd`.
     pub(super) fn of_timer(domain: &IrqDomain, fd: OwnedFd, handler: Handler) -> Result<Self> {
-        let (source, _) = enlist(domain.shared(), None, false, IrqOptions::default())?;
+        let source = enlist(domain.shared(), None, false, IrqOptions::default())?;
         let it = Self::add(domain, source, handler);
         domain.shared().inlet.add(&it.source, fd, Kind::Timer)?;
         Ok(it)
@@ -131,11 +127,29 @@ impl Registration {
         Self { service: Arc::clone(domain.service()), source, thread: None, id, open: true }
     }
 
-    /// Gives the device a trigger, and lets a level line speak, which a client before us may have left masked.
+    /// Arms the line unless that is done. Of several handlers that are registered at once the first does it for all; if it
+    /// fails, that is its own error, and the next tries for itself.
+    fn be_armed(&self) -> Result<()> {
+        let _alone = self.shared().inlet.alone();
+        if self.shared().inlet.has(self.source.rank()) { Ok(()) } else { self.arm() }
+    }
+
+    /// Arms the line anew, or leaves it disarmed. Called with [`super::inlet::Inlet::alone`].
     fn arm(&self) -> Result<()> {
         let Some(line) = self.source.line() else { return Ok(()) };
+        self.shared().inlet.remove(self.source.rank());
+        let armed = self.give_trigger(line);
+        if armed.is_err() {
+            self.shared().inlet.remove(self.source.rank());
+            // It may have got its trigger before it failed, and may not have: the error to tell is the first.
+            let _not_armed = line.backend.set_triggers(line.index, line.vector, &[None]);
+        }
+        armed
+    }
+
+    /// Gives the device a trigger, and lets a level line speak, which a client before us may have left masked.
+    fn give_trigger(&self, line: &Line) -> Result<()> {
         let shared = self.shared();
-        shared.inlet.remove(self.source.rank());
         let trigger: OwnedFd = if shared.delivery == Delivery::Signal {
             let os = |error: std::io::Error| Error::os("making an interrupt's socketpair", error);
             let (ours, theirs) = UnixStream::pair().map_err(os)?;
@@ -243,7 +257,10 @@ impl Registration {
         if !self.source.stats().stormed {
             return Ok(());
         }
-        self.arm()?;
+        {
+            let _alone = self.shared().inlet.alone();
+            self.arm()?;
+        }
         // Of two threads that do this at once, one undoes the storm's disable.
         if self.source.forget_storm() {
             // What the device signalled while it was disarmed is unknown.
@@ -284,6 +301,7 @@ impl Registration {
         if !inside {
             shared.gate.wait_until_not(|| self.source.is_active());
         }
+        let alone = shared.inlet.alone();
         let (mine, is_last) = self.source.remove(self.id);
         let mut disarmed = Ok(());
         if is_last {
@@ -295,6 +313,7 @@ impl Registration {
         } else if self.source.mark.enable() {
             shared.mark(self.source.rank());
         }
+        drop(alone);
         // With its sender goes the threaded half.
         drop(mine);
         if let Some(thread) = self.thread.take()
@@ -320,19 +339,16 @@ impl Drop for Registration {
     }
 }
 
-/// The source of a line, and whether it is new.
-fn enlist(
-    shared: &Shared,
-    line: Option<Line>,
-    is_automasked: bool,
-    options: IrqOptions,
-) -> Result<(Arc<Source>, bool)> {
+/// The source of a line, new or shared.
+fn enlist(shared: &Shared, line: Option<Line>, is_automasked: bool, options: IrqOptions) -> Result<Arc<Source>> {
+    // Nobody finds a line that is just being given back.
+    let _alone = shared.inlet.alone();
     let mut sources = lock(&shared.sources);
     if let Some(line) = &line {
         let same = sources.values().find(|source| source.line().is_some_and(|other| other.is(line)));
         if let Some(source) = same {
             if options.shared && source.join() {
-                return Ok((Arc::clone(source), false));
+                return Ok(Arc::clone(source));
             }
             return Err(Error::Unavailable {
                 device: line.backend.info().address.clone(),
@@ -346,5 +362,5 @@ fn enlist(
     };
     let source = Source::new(shared, rank, line, is_automasked, options);
     sources.insert(rank, Arc::clone(&source));
-    Ok((source, true))
+    Ok(source)
 }

@@ -99,7 +99,7 @@ impl Control {
                 tracing::error!(%error, "tasks are woken without an interrupt");
             }
             // Each looks for itself, which is a delivery point.
-            shared.wake_tasks();
+            shared.tasks.wake();
         }
     }
 }

@@ -116,18 +116,30 @@ pub(super) fn install() -> Result<()> {
         return Ok(());
     }
     // SAFETY: all-zero is a valid sigaction: default action, no flags, empty mask.
-    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = on_sigio as *const () as usize;
-    action.sa_flags = libc::SA_SIGINFO | libc::SA_RESTART;
-    // SAFETY: as above.
     let mut previous: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: both point to live sigactions; the handler is async-signal-safe (see `on_sigio`).
-    if unsafe { libc::sigaction(libc::SIGIO, &action, &mut previous) } != 0 {
-        return Err(Error::os("installing the SIGIO handler", std::io::Error::last_os_error()));
+    let failed = || Error::os("installing the SIGIO handler", std::io::Error::last_os_error());
+    // SAFETY: without a new action the call only writes the old one.
+    if unsafe { libc::sigaction(libc::SIGIO, std::ptr::null(), &mut previous) } != 0 {
+        return Err(failed());
     }
-    let _first = PREVIOUS.set(previous);
+    // Before ours can run and look for it.
+    let previous = PREVIOUS.get_or_init(|| previous);
+    let action =
+        libc::sigaction { sa_sigaction: on_sigio as *const () as usize, sa_flags: flags(previous), ..*previous };
+    // SAFETY: the action lives as long as the call; the handler is async-signal-safe (see `on_sigio`).
+    if unsafe { libc::sigaction(libc::SIGIO, &action, std::ptr::null_mut()) } != 0 {
+        return Err(failed());
+    }
     *installed = true;
     Ok(())
+}
+
+/// Those of our action. A handler that is called on runs as it was installed to: with its mask, on its stack, and interrupting
+/// what its application wants interrupted.
+fn flags(previous: &libc::sigaction) -> libc::c_int {
+    let is_handler = ![libc::SIG_DFL, libc::SIG_IGN].contains(&previous.sa_sigaction);
+    let its = previous.sa_flags & (libc::SA_RESTART | libc::SA_ONSTACK | libc::SA_NODEFER);
+    libc::SA_SIGINFO | if is_handler { its } else { libc::SA_RESTART }
 }
 
 /// This thread, as the kernel numbers it.

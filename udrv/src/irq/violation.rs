@@ -20,8 +20,19 @@ pub enum Rule {
     LockOrder,
     /// A lock is taken by the thread that has it.
     TakenTwice,
-    /// A section was longer than the budget.
+    /// A section was longer than the budget by the driver's own doing: it computed or waited so long.
     Budget,
+    /// A section was longer than the budget only because the host had the processor meanwhile. Not the driver's mistake, and so a
+    /// warning in the log, where the others are errors; `udrv run --rt` is what helps.
+    Delayed,
+}
+
+#[cfg(any(debug_assertions, feature = "checks"))]
+impl Rule {
+    /// Nobody's mistake.
+    pub(super) fn is_the_hosts(self) -> bool {
+        self == Self::Delayed
+    }
 }
 
 /// One broken rule and the two places that break it together. Each pair is reported once.

@@ -2,10 +2,11 @@
 //!
 //! A test gives a device, the interrupts it may raise, and a driver with what must hold when it is done. Every placement of
 //! one interrupt before one register access is tried, and then every pair. A schedule that fails is shrunk to the smallest
-//! that still does, and printed as a line that replays it:
+//! that still does, and printed with the line that replays it, for a shell:
 //!
 //! ```text
-//! UDRV_SCHEDULE=0@4 replays it: cause 0x10 was lost
+//! cause 0x10 was lost under the schedule 0@4: interrupt 0 before access 4 (shrunk from 0@4,1@7, after 12 runs). To replay it:
+//! UDRV_SCHEDULE=0@4 cargo test -p my-driver -- --exact survives_an_interrupt_anywhere
 //! ```
 //!
 //! A test is one call. Here the driver counts the edu device's interrupts; whatever comes once it is up must have been counted:
@@ -107,18 +108,47 @@ pub struct Failure {
     pub found: Schedule,
     /// What the driver said under [`Failure::schedule`].
     pub error: String,
-    /// How many schedules were run, shrinking included.
+    /// How many schedules were run, shrinking included. None if the variable that names one does not.
     pub runs: u64,
 }
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { schedule, found, error, runs } = self;
-        write!(f, "{REPLAY}={schedule} replays it: {error} (shrunk from {found}, after {runs} runs)")
+        if *runs == 0 {
+            return f.write_str(error);
+        }
+        write!(f, "{error} under the schedule {schedule}")?;
+        for (index, Placement { irq, access }) in schedule.placements().iter().enumerate() {
+            let before = if index == 0 { ":" } else { "," };
+            write!(f, "{before} interrupt {irq} before access {access}")?;
+        }
+        match (schedule == found, *runs) {
+            (true, 1) => {}
+            (true, _) => write!(f, " (after {runs} runs)")?,
+            (false, _) => write!(f, " (shrunk from {found}, after {runs} runs)")?,
+        }
+        write!(f, ". To replay it:\n{REPLAY}={schedule} {}", this_command())
     }
 }
 
 impl std::error::Error for Failure {}
+
+/// What runs this test, or this program, again.
+fn this_command() -> String {
+    let thread = std::thread::current();
+    // libtest names a test's thread by the test; the variable is cargo's.
+    match (std::env::var("CARGO_PKG_NAME"), thread.name().filter(|name| *name != "main")) {
+        (Ok(package), Some(test)) => format!("cargo test -p {package} -- --exact {test}"),
+        _ => std::env::args().map(quoted).collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: String) -> String {
+    let is_plain = |it: char| it.is_ascii_alphanumeric() || "-_./:,=@+".contains(it);
+    if !word.is_empty() && word.chars().all(is_plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
 
 /// What one run came to.
 struct Outcome {

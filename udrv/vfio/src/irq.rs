@@ -6,7 +6,7 @@
 //! soon as one vector has a trigger and disabled with the last.
 
 use crate::backend::Device;
-use crate::relay::{Relay, Sink, Ticket};
+use crate::relay::{Relay, Ticket, Way};
 use crate::uapi::{self, IrqAction};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use udrv_backend::{Error, IrqFlags, IrqIndex, IrqInfo, Result, Trigger};
@@ -112,9 +112,9 @@ impl Irqs {
     }
 
     fn line(&mut self, trigger: Trigger<'_>) -> Result<Line> {
-        Ok(match Sink::of(trigger)? {
-            Sink::EventFd(fd) => Line::Direct(fd),
-            Sink::Relayed(target) => {
+        Ok(match Way::to(trigger)? {
+            Way::Direct(fd) => Line::Direct(fd),
+            Way::Relayed(target) => {
                 let relay = match &mut self.relay {
                     Some(relay) => relay,
                     none => none.insert(Relay::start()?),

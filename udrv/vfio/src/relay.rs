@@ -8,68 +8,37 @@ use crate::descriptor::SignalKind;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Registry, Token, Waker};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{MsgFlags, send};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::Write as _;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use udrv_backend::{Error, Result, Trigger};
+use udrv_signal::Sink;
 
 const STOP: Token = Token(usize::MAX);
 
-/// What a trigger is.
-pub(crate) enum Sink {
-    /// The kernel signals it.
-    EventFd(OwnedFd),
-    /// We write to it.
-    Relayed(Target),
+/// How a trigger is signalled.
+pub(crate) enum Way {
+    /// By the kernel.
+    Direct(OwnedFd),
+    /// By us.
+    Relayed(Sink),
 }
 
-/// A descriptor that can be written to without ever waiting.
-pub(crate) enum Target {
-    Socket(OwnedFd),
-    Pipe(File),
-}
-
-impl Sink {
+impl Way {
     /// Keeps a duplicate of a trigger.
-    pub(crate) fn of(trigger: Trigger<'_>) -> Result<Self> {
+    pub(crate) fn to(trigger: Trigger<'_>) -> Result<Self> {
+        if SignalKind::of(trigger)? != SignalKind::EventFd {
+            return Ok(Self::Relayed(Sink::new(trigger)?));
+        }
         let fd = trigger.try_clone_to_owned().map_err(|error| Error::os("keeping an interrupt's descriptor", error))?;
-        match SignalKind::of(fd.as_fd())? {
-            SignalKind::EventFd => Ok(Self::EventFd(fd)),
-            SignalKind::Socket => Ok(Self::Relayed(Target::Socket(fd))),
-            SignalKind::Pipe => {
-                // Opened anew, since O_NONBLOCK on the client's own description would be seen by the client.
-                let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-                let pipe = OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(link);
-                let pipe = pipe.map_err(|error| Error::os("opening an interrupt's pipe for writing", error))?;
-                Ok(Self::Relayed(Target::Pipe(pipe)))
-            }
-        }
-    }
-}
-
-impl Target {
-    fn write(&mut self, count: u64) {
-        let bytes = count.to_ne_bytes();
-        // What is full has a signal waiting already, and what is closed has nobody to tell.
-        match self {
-            Self::Socket(socket) => {
-                let _ = send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
-            }
-            Self::Pipe(pipe) => {
-                let _ = pipe.write(&bytes);
-            }
-        }
+        Ok(Self::Direct(fd))
     }
 }
 
 struct Entry {
     event: Arc<EventFd>,
-    target: Target,
+    target: Sink,
 }
 
 impl Entry {
@@ -77,7 +46,7 @@ impl Entry {
     fn forward(&mut self) {
         // EAGAIN: spurious readiness, which mio allows.
         if let Ok(count) = self.event.read() {
-            self.target.write(count);
+            self.target.signal(count);
         }
     }
 }
@@ -129,7 +98,7 @@ impl Relay {
     }
 
     /// A new eventfd whose signals go to `target` as long as the ticket lives.
-    pub(crate) fn add(&mut self, target: Target) -> Result<Ticket> {
+    pub(crate) fn add(&mut self, target: Sink) -> Result<Ticket> {
         let os = |error: std::io::Error| Error::os("making an eventfd for the interrupt relay", error);
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let event = Arc::new(EventFd::from_flags(flags).map_err(|errno| os(errno.into()))?);
@@ -185,10 +154,10 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(5);
 
-    fn relayed(trigger: Trigger<'_>) -> Target {
-        match Sink::of(trigger).expect("a trigger") {
-            Sink::Relayed(target) => target,
-            Sink::EventFd(_) => panic!("taken for an eventfd"),
+    fn relayed(trigger: Trigger<'_>) -> Sink {
+        match Way::to(trigger).expect("a trigger") {
+            Way::Relayed(target) => target,
+            Way::Direct(_) => panic!("taken for an eventfd"),
         }
     }
 
@@ -202,23 +171,6 @@ mod tests {
         let mut bytes = [0; 8];
         ours.read_exact(&mut bytes).expect("relayed");
         assert_eq!(u64::from_ne_bytes(bytes), 3);
-    }
-
-    #[test]
-    fn target_that_is_full_keeps_nobody_waiting() {
-        let (ours, theirs) = UnixStream::pair().expect("a socketpair");
-        let mut full = relayed(theirs.as_fd());
-        for _ in 0..1 << 16 {
-            full.write(1);
-        }
-        let (read, write) = std::io::pipe().expect("a pipe");
-        let mut full = relayed(write.as_fd());
-        for _ in 0..1 << 16 {
-            full.write(1);
-        }
-        drop((ours, read));
-        // And one that is closed is nobody's error.
-        full.write(1);
     }
 
     #[test]
@@ -237,17 +189,9 @@ mod tests {
     #[test]
     fn eventfd_is_told_from_what_must_be_relayed() {
         let event = EventFd::new().expect("an eventfd");
-        assert!(matches!(Sink::of(event.as_fd()), Ok(Sink::EventFd(_))));
-        let file = File::open("/dev/null").expect("/dev/null");
-        let refused = Sink::of(file.as_fd()).err().expect("neither eventfd, socket nor pipe");
+        assert!(matches!(Way::to(event.as_fd()), Ok(Way::Direct(_))));
+        let file = std::fs::File::open("/dev/null").expect("/dev/null");
+        let refused = Way::to(file.as_fd()).err().expect("neither eventfd, socket nor pipe");
         assert!(refused.to_string().contains("/dev/null"), "{refused}");
-    }
-
-    #[test]
-    fn pipe_of_the_client_keeps_its_own_flags() {
-        let (_read, write) = std::io::pipe().expect("a pipe");
-        let _target = relayed(write.as_fd());
-        let flags = nix::fcntl::fcntl(&write, nix::fcntl::FcntlArg::F_GETFL).expect("flags");
-        assert_eq!(flags & libc::O_NONBLOCK, 0);
     }
 }

@@ -1,6 +1,6 @@
 //! Interrupts of the real kernel.
 
-use crate::{BAR0, open};
+use crate::{BAR0, open, refuse};
 use anyhow::{Context as _, Result, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -155,6 +155,31 @@ pub fn msix_holes_growth_and_reset(bdf: Bdf) -> Result<()> {
     fire_all()?;
     ensure!([a, b, c, d].map(fired) == [0; 4], "after disarming");
     Ok(())
+}
+
+/// More vectors than the kernel has enabled, which it then refuses: what was armed before is armed again, and signalled once, for
+/// what came while nothing was armed.
+pub fn failed_growth_keeps_what_was_armed_and_signals_it(bdf: Bdf) -> Result<()> {
+    let device = open(bdf)?;
+    let events: Vec<EventFd> = (0..3).map(|_| event()).collect::<Result<_>>()?;
+    let [a, b, c] = events.as_slice() else { unreachable!("three were made") };
+    device.set_triggers(IrqIndex::MSIX, 0, &[Some(a.as_fd()), None, None, Some(b.as_fd())])?;
+    // All are taken down, and that more come up is refused.
+    refuse::set_irqs_after(1);
+    let refused = device.set_triggers(IrqIndex::MSIX, 40, &[Some(c.as_fd())]);
+    ensure!(refuse::has_refused(), "the kernel was not asked twice");
+    ensure!(matches!(refused, Err(Error::Os { .. })), "refused, arming gave {refused:?}");
+    ensure!(signalled(a)? && signalled(b)?, "not signalled after what was armed before was armed again");
+
+    let fired = |event: &EventFd| event.read().unwrap_or(0);
+    let fire_all = || [0, 1, 3, 40].into_iter().try_for_each(|vector| device.fire_irq(IrqIndex::MSIX, vector));
+    fire_all()?;
+    ensure!([a, b, c].map(fired) == [1, 1, 0], "after the change that was rolled back");
+    arm(&device, IrqIndex::MSIX, 40, c.as_fd()).context("again")?;
+    let _signalled = [a, b, c].map(fired);
+    fire_all()?;
+    ensure!([a, b, c].map(fired) == [1, 1, 1], "after it was made");
+    Ok(device.disable_irq(IrqIndex::MSIX)?)
 }
 
 /// A pin that was signalled, and is therefore masked, is not any more after a reset.

@@ -4,6 +4,7 @@
 
 mod dma;
 mod irq;
+mod refuse;
 mod speed;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -25,6 +26,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("relay", irq::message_reaches_socket_and_pipe),
     ("request", irq::removal_is_requested),
     ("nvme-msix", irq::msix_holes_growth_and_reset),
+    ("nvme-rollback", irq::failed_growth_keeps_what_was_armed_and_signals_it),
     ("e1000e-reset", irq::reset_unmasks_intx),
     ("dma", dma::bookkeeping),
     ("memlock", dma::memlock),

@@ -4,20 +4,31 @@ use super::{Who, is, say};
 use anyhow::{Result, bail};
 use clap::Args;
 use std::time::Duration;
-use udrv::clock::Deadline;
+use udrv::clock::{self, Deadline};
 use udrv_inspect::{SectionState, Snapshot, SourceState, monotonic};
 
 /// Between two looks of `--watch`.
 const PERIOD: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
+#[command(after_help = "Columns, counted since each source was registered:\n  \
+raised        signals of the device, as the kernel or the server counted them\n  \
+delivered     runs of the source's handlers\n  \
+merged        signals that were delivered together with an earlier one\n  \
+spurious      deliveries that no handler knew what to do with\n  \
+deferred      deliveries that a section with interrupts off held back\n  \
+max deferral  the longest such wait, until the handlers ran\n  \
+max handler   the longest run of the handlers\n  \
+a second      with --watch: signals since the last look\n\
+raised is delivered, merged and what is pending. Behind the source: how it is delivered, and its state now.\n\n\
+Examples:\n  udrv irqs\n  udrv irqs unix:/run/udrv/edu.sock --watch\n  udrv irqs --pid 4711 --json")]
 pub struct IrqsArgs {
     /// The device's address; all devices of the process without it.
     #[arg(value_name = "ADDR")]
     device: Option<String>,
     #[command(flatten)]
     who: Who,
-    /// Show it again every second, until the driver ends.
+    /// Show it again every second, until the driver ends. With --json, one line each time.
     #[arg(long)]
     watch: bool,
 }
@@ -29,14 +40,25 @@ pub fn run(args: &IrqsArgs) -> Result<()> {
         crate::stop::on_signal(stop.clone())?;
     }
     let mut now = Some(found.snapshot.clone());
+    let mut before = None;
     while let Some(mut snapshot) = now {
         if let Some(address) = &args.device {
             keep_only(&mut snapshot, address);
         }
-        say(&if args.who.json { as_json(&snapshot)? } else { as_text(&snapshot) })?;
+        let at = clock::now();
+        if args.who.json {
+            say(&as_json(&snapshot)?)?;
+        } else {
+            let since = before.as_ref().map(|(then, before)| (at.saturating_duration_since(*then), before));
+            if since.is_some() {
+                say("")?;
+            }
+            say(&table(&snapshot, since))?;
+        }
         if !args.watch {
             return Ok(());
         }
+        before = Some((at, snapshot));
         let next = Deadline::after(PERIOD);
         while next.remaining().is_some() && !stop.is_requested() {
             rustix::event::poll(&mut [], Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 50_000_000 }))?;
@@ -64,10 +86,21 @@ fn as_json(snapshot: &Snapshot) -> Result<String> {
 
 /// A table, as `udrv run --irqs` has it, and what holds the sources back.
 pub fn as_text(snapshot: &Snapshot) -> String {
-    let heading = ["raised", "delivered", "merged", "spurious", "deferred", "longest off", "longest run"];
-    let heading: String = heading.iter().map(|word| format!("{word:>12}")).collect();
-    let mut lines = vec![format!("{heading}  source")];
-    lines.extend(snapshot.sources.iter().map(source_line));
+    table(snapshot, None)
+}
+
+/// As [`as_text`], with signals a second if there was a look before: how long ago, and what it saw.
+fn table(snapshot: &Snapshot, before: Option<(Duration, &Snapshot)>) -> String {
+    if snapshot.sources.is_empty() {
+        return "no interrupt has a handler".into();
+    }
+    let heading = ["raised", "delivered", "merged", "spurious", "deferred"].map(|word| format!("{word:>12}")).concat();
+    let rate = if before.is_some() { format!("{:>12}", "a second") } else { String::new() };
+    let mut lines = vec![format!("{heading}{:>14}{:>14}{rate}  source", "max deferral", "max handler")];
+    for source in &snapshot.sources {
+        let rate = before.map(|(since, before)| format!("{:>12}", a_second(source, before, since)));
+        lines.push(source_line(source, &rate.unwrap_or_default()));
+    }
     lines.extend(snapshot.sections.iter().map(section_line));
     if !snapshot.records_sections {
         lines.push(
@@ -77,13 +110,24 @@ pub fn as_text(snapshot: &Snapshot) -> String {
     lines.join("\n")
 }
 
-fn source_line(source: &SourceState) -> String {
+/// Signals of a source a second, `since` the look that saw `before`; `-` of one that it did not see, and of timers, which it
+/// cannot tell apart.
+fn a_second(source: &SourceState, before: &Snapshot, since: Duration) -> String {
+    let same = |it: &&SourceState| {
+        (it.device, it.index, it.vector, it.domain) == (source.device, source.index, source.vector, source.domain)
+    };
+    let known = before.sources.iter().find(same).filter(|it| it.device.is_some());
+    let raised = known.and_then(|it| source.raised.checked_sub(it.raised));
+    raised.map_or_else(|| "-".into(), |raised| format!("{:.0}", raised as f64 / since.as_secs_f64().max(0.001)))
+}
+
+fn source_line(source: &SourceState, rate: &str) -> String {
     let SourceState { raised, delivered, merged, spurious, deferred, .. } = source;
     let counts: String =
         [raised, delivered, merged, spurious, deferred].iter().map(|count| format!("{count:>12}")).collect();
     let time = |nanoseconds| format!("{:.1?}", Duration::from_nanos(nanoseconds));
     let (off, run) = (time(source.longest_deferral_ns), time(source.longest_handler_ns));
-    format!("{counts}{off:>12}{run:>12}  {} ({}; {})", source.name, source.delivery, state(source))
+    format!("{counts}{off:>14}{run:>14}{rate}  {} ({}; {})", source.name, source.delivery, state(source))
 }
 
 /// Enabled or not, pending or not, in its handler or not.
@@ -93,7 +137,7 @@ fn state(source: &SourceState) -> String {
         depth => format!("disabled {depth} deep"),
     }];
     if source.stormed {
-        words.push("masked after a storm".into());
+        words.push("masked after a storm, until rearmed".into());
     }
     if source.pending > 0 {
         words.push(format!("{} pending", source.pending));

@@ -1,12 +1,12 @@
 //! How far a recording has been played.
 
-use crate::relay::Sink;
 use crate::trace::{Event, Outcome, Trace, What};
 use crate::watch::Watch;
 use std::backtrace::Backtrace;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::thread::ThreadId;
 use udrv_backend::{DmaMap, Error, IrqIndex, RegionIndex, Result, Trigger, Width};
+use udrv_signal::Sink;
 
 /// What a driver does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
