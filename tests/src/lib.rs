@@ -4,6 +4,7 @@
 pub mod broken;
 pub mod flushed;
 pub mod nvme;
+pub mod recording;
 pub mod schedules;
 pub mod two_drivers;
 pub mod vectors;

@@ -106,6 +106,28 @@ fn polls_may_be_more_or_fewer() {
 }
 
 #[test]
+fn two_threads_that_read_one_register_each_get_what_was_recorded_of_it() {
+    let recording = Recording::of("threads", |_| {});
+    let mut trace = Trace::open(&recording.0).expect("a trace");
+    let (region, width, outcome) = (BAR0, Width::Bits32, Outcome::Done);
+    let event = |number, thread, what| Event { number, time: std::time::Duration::ZERO, thread, what };
+    let read_of = |value| What::Read { region, offset: STATUS, width, value, outcome };
+    let write_of = |value| What::Write { region, offset: LIVENESS, width, value, outcome };
+    // Each says first, by a write, which it is.
+    let events = [(1, write_of(1)), (2, write_of(2)), (1, read_of(11)), (2, read_of(22))];
+    trace.events = (0..).zip(events).map(|(number, (thread, what))| event(number, thread, what)).collect();
+    let replay = Arc::new(Replay::new(trace, "replay:threads".into()));
+    write(&*replay, LIVENESS, 1).expect("written");
+    let other = Arc::clone(&replay);
+    let second = std::thread::spawn(move || {
+        write(&*other, LIVENESS, 2).expect("written");
+        read(&*other, STATUS).expect("read")
+    });
+    assert_eq!(second.join().expect("ended"), 22, "it came first, and is the second");
+    assert_eq!(read(&*replay, STATUS).expect("read"), 11);
+}
+
+#[test]
 fn regions_may_be_accessed_in_another_order() {
     let config = |device: &dyn udrv_backend::Backend| device.read(RegionIndex::CONFIG, 0, Width::Bits16);
     let recording = Recording::of("regions", |device| {

@@ -28,7 +28,7 @@ pub(crate) fn run() -> Result<()> {
 
 fn show(binaries: &Path, sockets: &Path) -> Result<()> {
     let begin = clock::now();
-    let stub = Stub::start(binaries, &["edu"], sockets)?;
+    let stub = Stub::start(binaries, &["edu"], sockets, &[])?;
     let address = stub.address();
     heading("A device in one process, its driver in another", "");
     println!("  stub-driver serve model:edu   process {}", stub.id());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// The targets, as `tests/fuzz/Cargo.toml` names them.
-const TARGETS: [&str; 4] = ["usb_classes", "usb_descriptors", "usbip", "vfio_user"];
+const TARGETS: [&str; 5] = ["trace", "usb_classes", "usb_descriptors", "usbip", "vfio_user"];
 
 /// What lets libFuzzer see which edges an input took (clang's SanitizerCoverage).
 const COVERAGE: [&str; 5] = [

@@ -1,6 +1,7 @@
 //! The stub as a process of its own.
 
 use anyhow::{Context as _, Result, anyhow};
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -26,14 +27,15 @@ impl Drop for Stub {
 
 impl Stub {
     /// Starts it on software models and waits until it says that it serves. `binaries` is cargo's folder of them, `sockets` exists;
-    /// each model's socket is there, `NAME.sock`.
-    pub(crate) fn start(binaries: &Path, models: &[&str], sockets: &Path) -> Result<Self> {
+    /// each model's socket is there, `NAME.sock`. `options` are of `serve`.
+    pub(crate) fn start(binaries: &Path, models: &[&str], sockets: &Path, options: &[&OsStr]) -> Result<Self> {
         let program = binaries.join("stub-driver");
         let mut process = dies_with_us(&program)
             .arg("serve")
             .args(models.iter().map(|name| format!("model:{name}")))
             .arg("--socket-dir")
             .arg(sockets)
+            .args(options)
             // it is seen beside other output: let it speak up only if something is wrong
             .env("RUST_LOG", "warn")
             .stdin(Stdio::null())

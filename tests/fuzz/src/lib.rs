@@ -1,10 +1,12 @@
 //! What strangers send, into every decoder of it: a device's descriptors, a USB/IP client's commands, a vfio-user peer's
-//! messages. Whatever the bytes are, a decoder gives a value or an error, and the value keeps the decoder's promises; a
+//! messages, a recording's file. Whatever the bytes are, a decoder gives a value or an error, and the value keeps the decoder's promises; a
 //! panic, an overflow or a broken promise is a finding.
 //!
 //! `cargo xtask fuzz [TARGET] [--seconds N]` lets libFuzzer choose the bytes, beginning with `corpus/TARGET`. An input that
 //! once broke something goes there, and `cargo test` runs them all for ever.
 
+use udrv_backend::{Backend as _, RegionIndex, Width};
+use udrv_debug::{replay::Replay, trace};
 use udrv_usb::descriptor::{Configuration, DeviceDescriptor, parse_bos, parse_string};
 use udrv_usb::{EndpointAddress, Speed, usbip};
 use udrv_usb_audio::pace::Pace;
@@ -117,6 +119,21 @@ pub fn usbip(bytes: &[u8]) {
     }
 }
 
+/// A recording's file: read, shown, compared with itself, and replayed to a driver that reads and writes the first registers.
+pub fn trace(bytes: &[u8]) {
+    let Ok(read) = trace::Trace::read(bytes, "input") else { return };
+    assert!(read.events.len() <= bytes.len() / 32, "events of nothing");
+    assert_eq!(trace::diff(&read, &read), None, "it parts from itself");
+    let _ = (trace::perfetto(&read, None), trace::plot(&read), read.names(), read.has_dma_contents());
+    let replay = Replay::new(read, "replay:input".into());
+    let regions = replay.info().regions;
+    for region in (0..regions.min(9)).map(RegionIndex) {
+        for offset in [0, 4, u64::MAX] {
+            let _ = (replay.read(region, offset, Width::Bits32), replay.write(region, offset, Width::Bits32, offset));
+        }
+    }
+}
+
 /// A header, a command's number, and a payload.
 pub fn vfio_user(bytes: &[u8]) {
     let Some((header, rest)) = bytes.split_first_chunk() else { return };
@@ -147,6 +164,11 @@ mod tests {
             count += 1;
         }
         assert!(count >= 3, "{count} inputs of {name}");
+    }
+
+    #[test]
+    fn traces_of_the_corpus_break_nothing() {
+        run_corpus("trace", super::trace);
     }
 
     #[test]

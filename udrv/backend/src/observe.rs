@@ -1,6 +1,7 @@
 //! What a runtime tells of itself to whoever looks on: a recorder, a checker of DMA.
 
 use crate::IrqIndex;
+use std::panic::Location;
 
 /// Something that a runtime does and a device does not see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -9,8 +10,8 @@ pub enum Moment {
     SectionBegins {
         /// Which domain: a number that others of the process do not have at the same time.
         domain: u64,
-        /// The source line that did.
-        line: u32,
+        /// The place in the source that did.
+        at: &'static Location<'static>,
     },
     /// It turned them on again; they are off until this has been told.
     SectionEnds {
@@ -32,6 +33,32 @@ pub enum Moment {
         vector: u32,
         /// Whether one of them said that it was for it.
         handled: bool,
+    },
+    /// The threaded half of a vector's handler is about to run, on its own thread.
+    ThreadedBegins {
+        /// Kind of interrupt.
+        index: IrqIndex,
+        /// Its vector.
+        vector: u32,
+    },
+    /// It has run.
+    ThreadedEnds {
+        /// Kind of interrupt.
+        index: IrqIndex,
+        /// Its vector.
+        vector: u32,
+    },
+    /// A bottom half is about to run.
+    BottomHalfBegins {
+        /// Which domain.
+        domain: u64,
+        /// The place in the source that made it.
+        at: &'static Location<'static>,
+    },
+    /// It has run. No two of a domain run at once.
+    BottomHalfEnds {
+        /// Which domain.
+        domain: u64,
     },
     /// A mapping that is about to be made is of memory that will change hands as told by the next two.
     Streams {

@@ -3,6 +3,7 @@
 mod address;
 mod capability;
 mod debug;
+mod drivers;
 mod faults;
 mod info;
 mod nbd;
@@ -11,6 +12,7 @@ mod outside;
 mod progress;
 mod run;
 mod stop;
+mod surround;
 mod trace;
 mod uart;
 mod usb;

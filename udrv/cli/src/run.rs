@@ -1,17 +1,13 @@
 //! `udrv run`: which driver; the edu driver's part.
 
-use anyhow::{Result, anyhow, bail};
+use crate::surround::{DeviceArgs, Surrounded, conclude};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
-use udrv::debug::fault::Faulty;
-use udrv::debug::sanitise::{Findings, Sanitised};
-use udrv::debug::trace::{Options, Recorder};
-use udrv::host::{Ended, Host, Report, Stop};
+use udrv::host::{Host, Report, Stop};
 use udrv::irq::{Delivery, IrqsOff, accounts, are_checked, irqs_off};
 use udrv::rt::{self, Processors};
 use udrv_backend::IrqIndex;
@@ -48,9 +44,8 @@ enum DriverArgs {
 
 #[derive(Args)]
 struct EduArgs {
-    /// The device's address.
-    #[arg(long)]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// How interrupts reach the driver.
     #[arg(long, value_enum, default_value = "thread")]
     irq: IrqMode,
@@ -61,23 +56,8 @@ struct EduArgs {
     #[arg(long, default_value_t = 1000)]
     samples: usize,
     /// Run it this many times, for load.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, conflicts_with = "record")]
     rounds: usize,
-    /// What is wrong with the device: a file of `[[fault]]` tables, or seed:NUMBER.
-    #[arg(long, value_name = "PLAN")]
-    faults: Option<String>,
-    /// Record what passes between driver and device into this file (see udrv trace). Registers are then not mapped.
-    #[arg(long, value_name = "FILE", conflicts_with = "rounds")]
-    record: Option<PathBuf>,
-    /// Record also what the device writes into memory: what it takes to replay a driver that looks at it.
-    #[arg(long, requires = "record")]
-    record_dma: bool,
-    /// Room for this many events in the recording, 32 bytes each; those that follow are only counted.
-    #[arg(long, requires = "record", default_value_t = Options::default().events)]
-    record_events: u64,
-    /// Check DMA: the device gets copies of buffers, and writes where it may not are found.
-    #[arg(long)]
-    sanitise_dma: bool,
     /// Show what each interrupt source has seen, every second and at the end.
     #[arg(long)]
     irqs: bool,
@@ -148,19 +128,7 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     if args.irqsoff && !are_checked() {
         bail!("--irqsoff: this build does not look: build it with --features udrv/checks, and leave UDRV_CHECKS unset");
     }
-    let mut device = crate::address::open(&args.device)?;
-    if let Some(plan) = &args.faults {
-        device = Arc::new(Faulty::new(device, crate::faults::plan(plan)?)?);
-    }
-    if let Some(file) = &args.record {
-        let options = Options { events: args.record_events, dma_contents: args.record_dma };
-        device = Arc::new(Recorder::new(device, file, options)?);
-    }
-    let mut findings = None;
-    if args.sanitise_dma {
-        let (sanitised, found) = Sanitised::new(device)?;
-        (device, findings) = (Arc::new(sanitised), Some(found));
-    }
+    let Surrounded { device, findings } = args.device.open(&udrv_edu::registers::MAP)?;
     let delivery = match args.irq {
         IrqMode::Thread => Delivery::Thread,
         IrqMode::Signal => Delivery::Signal,
@@ -191,26 +159,7 @@ fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     let mut host = Host::stopped_by(stop.clone());
     host.start::<Tour>(device, delivery, TourConfig { irq, samples: args.samples, tell })?;
     let reports = if irqs { join_showing_irqs(host) } else { host.join() };
-    for Report { device, ended, quiesced } in reports {
-        match ended {
-            Ended::Returned => {}
-            Ended::Failed(error) => bail!("the edu driver of {device} failed: {error}"),
-            Ended::Panicked(message) => bail!("the edu driver of {device} panicked: {message}"),
-        }
-        quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
-    }
-    findings.map_or(Ok(()), |findings| tell_findings(&findings))
-}
-
-fn tell_findings(findings: &Findings) -> Result<()> {
-    let found = findings.all();
-    for finding in &found {
-        _ = writeln!(std::io::stdout(), "DMA        {finding}");
-    }
-    if !found.is_empty() {
-        bail!("the DMA checker has {} findings", found.len());
-    }
-    Ok(())
+    conclude("edu", reports, findings.as_ref())
 }
 
 /// Shows the interrupts every second until the drivers have ended.

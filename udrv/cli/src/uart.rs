@@ -1,6 +1,7 @@
 //! `udrv run uart16550`: a serial port that other programs open.
 
-use anyhow::{Result, anyhow, bail};
+use crate::surround::{DeviceArgs, Surrounded, conclude};
+use anyhow::Result;
 use clap::Args;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use udrv::clock::Deadline;
-use udrv::host::{Context, Ended, Host, Report, Stop};
+use udrv::host::{Context, Host, Stop};
 use udrv::irq::Delivery;
 use udrv::pty::{LineSettings, Pty, PtyEvent};
 use udrv_backend::{Error, Result as DriverResult};
@@ -23,16 +24,15 @@ const DRAIN: Duration = Duration::from_secs(5);
 
 #[derive(Args)]
 pub struct UartArgs {
-    /// The device's address.
-    #[arg(long)]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// A symbolic link to the terminal, for as long as the driver runs.
     #[arg(long, value_name = "PATH")]
     link: Option<PathBuf>,
 }
 
 pub fn run(args: &UartArgs, stop: &Stop) -> Result<()> {
-    let device = crate::address::open(&args.device)?;
+    let Surrounded { device, findings } = args.device.open(&udrv_uart16550::registers::MAP)?;
     let mut pty = Pty::open()?;
     if let Some(link) = &args.link {
         pty.link(link)?;
@@ -49,15 +49,7 @@ pub fn run(args: &UartArgs, stop: &Stop) -> Result<()> {
     let config = SerialConfig { settings: Settings::default(), wake: Box::new(wake), job: Box::new(job) };
     let mut host = Host::stopped_by(stop.clone());
     host.start::<Serial>(device, Delivery::Thread, config)?;
-    for Report { device, ended, quiesced } in host.join() {
-        match ended {
-            Ended::Returned => {}
-            Ended::Failed(error) => bail!("the uart16550 driver of {device} failed: {error}"),
-            Ended::Panicked(message) => bail!("the uart16550 driver of {device} panicked: {message}"),
-        }
-        quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
-    }
-    Ok(())
+    conclude("uart16550", host.join(), findings.as_ref())
 }
 
 /// A terminal at one end, a serial line at the other.

@@ -72,6 +72,64 @@ fn file_written_to_blocks_is_read_back_by_another_process() {
     std::fs::remove_dir_all(&folder).expect("removed");
 }
 
+/// What is on the disk of the recordings: 8 blocks that tell where they are.
+fn pattern() -> Vec<u8> {
+    (0..8 * 512_u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect()
+}
+
+/// Both that are done to a recorded disk; what identify says, and what is read.
+fn looked_at(devices: [&str; 2], options: [&[&str]; 2], folder: &Path) -> (String, Vec<u8>) {
+    let identified = said(&udrv(devices[0], &[options[0], &["identify"]].concat()));
+    let output = folder.join("out");
+    said(&udrv(devices[1], &[options[1], &["read", "--blocks", "8", "--output", text(&output)]].concat()));
+    (identified, std::fs::read(output).expect("read"))
+}
+
+#[test]
+fn identify_and_read_that_are_recorded_with_memory_replay() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let model = Arc::new(udrv_nvme::model::nvme().expect("a model"));
+    let server = DeviceServer::start(Export::shared("nvme", model), &folder.path().join("nvme.sock")).expect("served");
+    let device = format!("unix:{}", server.path().display());
+    let input = folder.path().join("in");
+    std::fs::write(&input, pattern()).expect("a file");
+    said(&udrv(&device, &["write", "--input", text(&input)]));
+    let [identify, read] = ["identify", "read"].map(|name| folder.path().join(name));
+    let record = |file| ["--record", text(file), "--record-dma"];
+    let options = [&record(&identify)[..], &record(&read)];
+    let recorded = looked_at([&device, &device], options, folder.path());
+    drop(server);
+    assert!(recorded.1 == pattern(), "other bytes");
+    let replays = [&identify, &read].map(|file| format!("replay:{}", file.display()));
+    let replayed = looked_at(replays.each_ref().map(String::as_str), [&[], &[]], folder.path());
+    assert!(replayed == recorded, "{} is not {}, or other bytes", replayed.0, recorded.0);
+}
+
+#[test]
+fn recorded_read_of_the_model_replays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let replay = concat!("replay:", env!("CARGO_MANIFEST_DIR"), "/../../tests/traces/nvme-model.trace");
+    let output = folder.path().join("out");
+    said(&udrv(replay, &["read", "--blocks", "8", "--output", text(&output)]));
+    assert!(std::fs::read(output).expect("read") == pattern(), "other bytes");
+}
+
+#[test]
+fn replay_of_a_recording_without_memory_says_which_flag_it_was_recorded_without() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("a.trace");
+    said(&udrv("model:nvme", &["--record", text(&file), "identify"]));
+    let error = refused(&udrv(&format!("replay:{}", file.display()), &["identify"]));
+    assert!(error.contains("its recording has no DMA contents") && error.contains("with --record-dma"), "{error}");
+}
+
+#[test]
+fn dma_checker_finds_nothing_in_the_driver() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = folder.path().join("out");
+    said(&udrv("model:nvme", &["--sanitise-dma", "read", "--blocks", "600", "--output", text(&output)]));
+}
+
 #[test]
 fn what_cannot_be_copied_is_refused_in_one_line() {
     let file = std::env::temp_dir().join(format!("udrv-cli-nvme-odd-{}", std::process::id()));

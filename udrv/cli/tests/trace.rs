@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use stub_driver::serve::{DeviceServer, Export};
 
 /// A folder with a recording of the edu driver's tour in it.
 struct Folder(PathBuf);
@@ -15,13 +17,20 @@ impl Folder {
 
     fn recorded(name: &str, device: &str) -> Self {
         let it = Self::new(name);
-        let driver: &[&str] = match device {
-            "model:edu" => &["run", "edu", "--samples", "5", "--device", device, "--record"],
+        it.record(device, "a.trace");
+        it
+    }
+
+    /// One more of the same.
+    fn record(&self, device: &str, name: &str) {
+        let file = self.file(name);
+        let recorded = ["--device", device, "--record", &file];
+        let (before, after): (&[_], &[_]) = match device {
+            "model:edu" => (&["run", "edu", "--samples", "5"], &[]),
+            "model:nvme" => (&["run", "nvme"], &["identify"]),
             _ => panic!("no driver of {device}"),
         };
-        let file = it.0.join("a.trace");
-        succeed(&[driver, &[text(&file)]].concat());
-        it
+        succeed(&[before, &recorded, after].concat());
     }
 
     fn file(&self, name: &str) -> String {
@@ -55,7 +64,12 @@ fn show_decodes_by_the_recorded_device_and_filters() {
     let folder = Folder::recorded("show", "model:edu");
     let file = folder.file("a.trace");
     let all = succeed(&["trace", "show", &file]);
-    assert!(all.contains("DMA source address") && all.contains("irqs off, at line") && !all.contains('\x1b'), "{all}");
+    assert!(
+        all.contains("DMA source address")
+            && all.contains("irqs off, at devices/edu/src/driver.rs:")
+            && !all.contains('\x1b'),
+        "{all}"
+    );
     let raised = succeed(&["trace", "show", &file, "--register", "interrupt raise"]);
     assert!(raised.lines().count() >= 6 && raised.lines().all(|line| line.contains("interrupt raise")), "{raised}");
     let config = succeed(&["trace", "show", &file, "--region", "7"]);
@@ -68,7 +82,7 @@ fn show_decodes_by_the_recorded_device_and_filters() {
     let nvme = succeed(&["trace", "show", &file, "--device-map", "nvme", "--range", "0x20..0x28"]);
     assert!(nvme.contains("AQA") && !nvme.contains("status"), "{nvme}");
     let unknown = udrv(&["trace", "show", &file, "--device-map", "nvma"]);
-    assert!(String::from_utf8_lossy(&unknown.stderr).contains("expected one of edu, nvme"));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("expected one of edu, nvme, uart16550"));
 }
 
 #[test]
@@ -88,6 +102,37 @@ fn reader_that_leaves_is_no_error() {
         let ended = child.wait_with_output().expect("ended");
         assert!(ended.status.success() && ended.stderr.is_empty(), "{command}: {ended:?}");
     }
+}
+
+#[test]
+fn two_good_runs_on_one_device_do_not_diverge_and_one_bit_of_a_fault_does() {
+    let folder = Folder::new("diff");
+    let edu = Arc::new(udrv_edu::model::edu());
+    let server = DeviceServer::start(Export::shared("edu", edu), &folder.0.join("edu.sock")).expect("served");
+    let device = format!("unix:{}", server.path().display());
+    let run = |name: &str, options: &[&str]| {
+        let file = folder.file(name);
+        let run = ["run", "edu", "--samples", "5", "--device", &device, "--record", &file];
+        let _may_fail = udrv(&[&run, options].concat());
+        file
+    };
+    let [one, two] = ["one.trace", "two.trace"].map(|name| run(name, &[]));
+    assert_eq!(succeed(&["trace", "diff", &one, &two]), "no divergence\n");
+    let plan = folder.file("plan.toml");
+    std::fs::write(&plan, "[[fault]]\nkind = \"stuck-bits\"\nregion = 0\noffset = 0\nones = \"0x2\"\n")
+        .expect("written");
+    let bad = run("bad.trace", &["--faults", &plan]);
+    let output = udrv(&["trace", "diff", &one, &bad]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.code() == Some(1) && said.contains("0x010000ef"), "{said}");
+}
+
+#[test]
+fn two_good_runs_of_nvme_do_not_diverge() {
+    let folder = Folder::recorded("diff-nvme", "model:nvme");
+    folder.record("model:nvme", "b.trace");
+    let said = succeed(&["trace", "diff", &folder.file("a.trace"), &folder.file("b.trace")]);
+    assert_eq!(said, "no divergence\n");
 }
 
 #[test]

@@ -19,9 +19,14 @@ struct Running {
 
 impl Running {
     fn start(device: &str, link: &Path) -> Self {
+        Self::start_with(device, link, &[])
+    }
+
+    fn start_with(device: &str, link: &Path, options: &[&str]) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_udrv"))
             .args(["run", "uart16550", "--device", device, "--link"])
             .arg(link)
+            .args(options)
             .stdout(Stdio::piped())
             .spawn()
             .expect("udrv starts");
@@ -85,6 +90,31 @@ fn terminal_of_a_device_behind_the_stub_echoes() {
     }
     drop(server);
     std::fs::remove_dir_all(&folder).expect("removed");
+}
+
+/// Opened, written to and read from, and ended: what the driver says of it.
+fn session(device: &str, link: &Path, options: &[&str]) -> String {
+    let running = Running::start_with(device, link, options);
+    // Open until the end: whether the driver still sees it closed would be chance.
+    let terminal = open(link);
+    echo(&terminal, b"recorded\n");
+    running.end()
+}
+
+#[test]
+fn session_that_is_recorded_replays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (link, file) = (folder.path().join("tty"), folder.path().join("a.trace"));
+    let recorded = session("model:uart16550", &link, &["--record", file.to_str().expect("UTF-8")]);
+    assert!(recorded.starts_with("received 9, sent 9; overruns 0"), "{recorded}");
+    assert_eq!(session(&format!("replay:{}", file.display()), &link, &[]), recorded);
+}
+
+#[test]
+fn recorded_session_on_the_model_replays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let replay = concat!("replay:", env!("CARGO_MANIFEST_DIR"), "/../../tests/traces/uart16550-model.trace");
+    assert!(session(replay, &folder.path().join("tty"), &[]).starts_with("received 9, sent 9; overruns 0"));
 }
 
 #[test]

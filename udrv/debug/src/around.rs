@@ -71,6 +71,11 @@ pub trait Layer: Send + Sync + 'static {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Signal(pub(crate) Fate);
 
+impl Signal {
+    /// Passed on, once.
+    pub const PASS: Self = Self(Fate::Pass(1));
+}
+
 /// The wrapped device, for a layer.
 pub struct Device<'a, B> {
     /// As it is.
@@ -109,7 +114,11 @@ impl<B, L: Layer> Drop for Around<B, L> {
 }
 
 impl<B: Backend, L: Layer> Around<B, L> {
-    pub(crate) fn wrap(inner: B, layer: L) -> Result<Self> {
+    /// Puts a layer around a device.
+    ///
+    /// # Errors
+    /// [`Error::Os`] if the thread that passes interrupts on cannot be started.
+    pub fn wrap(inner: B, layer: L) -> Result<Self> {
         let layer = Arc::new(layer);
         let judge = Arc::clone(&layer);
         let relay = Relay::new(Box::new(move |index, vector, count| judge.signalled(index, vector, count).0))?;

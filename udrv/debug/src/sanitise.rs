@@ -6,11 +6,10 @@
 //! copy that changes when the device has no right to change it is a [`Finding`].
 //!
 //! Bounced are buffers of the runtime's pool that change hands ([`Moment::Streams`]); memory that both use at the same time
-//! is the driver's own, and only its mappings are checked. It is noticed when something arrives or is read, unmapped, or
-//! closed, so the finding's place in time is not the write's.
+//! is the driver's own, and only its mappings are checked. A write is noticed at the next register access, interrupt,
+//! hand-over, unmapping, or at the close, so the finding's place in time is not the write's.
 
 use crate::around::{Around, Call, Device, Layer, Signal};
-use crate::relay::Fate;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -156,6 +155,10 @@ impl Copy {
     fn changes(&mut self) -> Option<(u64, u64)> {
         let mut now = vec![0; self.known.len()];
         self.file.read_exact_at(&mut now, 0).ok()?;
+        // Nearly always, and compared in no time.
+        if now == self.known {
+            return None;
+        }
         let differs = |(known, now): (&u8, &u8)| known != now;
         let first = self.known.iter().zip(&now).position(differs)?;
         let last = self.known.iter().zip(&now).rposition(differs)?;
@@ -284,6 +287,7 @@ impl Layer for Sanitiser {
         (region, offset, width): (RegionIndex, u64, Width),
         value: u64,
     ) -> Result<()> {
+        self.check();
         device.inner.write(region, offset, width, value)
     }
 
@@ -307,7 +311,7 @@ impl Layer for Sanitiser {
 
     fn signalled(&self, _: IrqIndex, _: u32, _: u64) -> Signal {
         self.check();
-        Signal(Fate::Pass(1))
+        Signal::PASS
     }
 
     fn observe(&self, moment: Moment) {

@@ -1,8 +1,8 @@
 //! What a device writes into a driver's memory, found by comparing.
 //!
-//! Nobody tells when a device writes. What changed between a register write (which may start a transfer) and the next
-//! interrupt or read (which may tell its end) is taken for the device's; a driver that stores to memory it has given to
-//! the device, while the device works, is taken for the device.
+//! Nobody tells when a device writes. What has changed since the last look is taken for the device's, unless it is settled
+//! first, by who knows that it was the driver: a driver that stores to memory that the device may write is otherwise taken
+//! for the device.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -52,9 +52,10 @@ impl Watch {
         self.mappings.retain(|mapping| (mapping.iova, mapping.size) != (iova, size));
     }
 
-    /// What is there now is the driver's own.
-    pub(crate) fn settle(&mut self) {
-        for mapping in &mut self.mappings {
+    /// What is there now is the driver's own: in the mapping at this bus address and of this size, or in all.
+    pub(crate) fn settle(&mut self, which: Option<(u64, u64)>) {
+        let is = |mapping: &&mut Watched| which.is_none_or(|which| which == (mapping.iova, mapping.size));
+        for mapping in self.mappings.iter_mut().filter(is) {
             if let Ok(now) = mapping.now() {
                 mapping.before = now;
             }
@@ -65,7 +66,8 @@ impl Watch {
     pub(crate) fn changes(&mut self) -> Vec<Change> {
         let mut found = Vec::new();
         for mapping in &mut self.mappings {
-            let Ok(now) = mapping.now() else { continue };
+            // What has not changed, which is most of it, is compared in no time.
+            let Some(now) = mapping.now().ok().filter(|now| *now != mapping.before) else { continue };
             let words = mapping.before.chunks(8).zip(now.chunks(8));
             for (index, (before, after)) in words.enumerate().filter(|(_, (before, after))| before != after) {
                 let iova = mapping.iova + 8 * index as u64;

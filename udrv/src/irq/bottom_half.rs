@@ -5,9 +5,10 @@ use super::deliver::Shared;
 use super::number::me;
 use super::sync::lock;
 use std::collections::VecDeque;
+use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use udrv_backend::{Error, Result};
+use udrv_backend::{Error, Moment, Result};
 
 /// Rounds in one go; work that schedules itself for ever must not keep a section's end from returning (as the kernel's
 /// MAX_SOFTIRQ_RESTART, kernel/softirq.c).
@@ -26,6 +27,8 @@ pub struct BottomHalf {
 }
 
 struct Half {
+    /// Where it was made.
+    at: &'static Location<'static>,
     queued: AtomicBool,
     /// It does not run again.
     closed: AtomicBool,
@@ -40,9 +43,13 @@ pub(super) struct Halves {
 }
 
 impl BottomHalf {
-    pub(super) fn new(shared: &Arc<Shared>, work: impl FnMut() + Send + 'static) -> Self {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        at: &'static Location<'static>,
+        work: impl FnMut() + Send + 'static,
+    ) -> Self {
         let [queued, closed] = [false; 2].map(AtomicBool::new);
-        let half = Half { queued, closed, work: Mutex::new(Some(Box::new(work))) };
+        let half = Half { at, queued, closed, work: Mutex::new(Some(Box::new(work))) };
         Self { shared: Arc::clone(shared), half: Arc::new(half) }
     }
 
@@ -104,13 +111,13 @@ impl Drop for BottomHalf {
 
 impl Halves {
     /// Runs what is queued, unless it is being run. True if some is left after as many rounds as may be.
-    pub(super) fn run(&self) -> bool {
+    pub(super) fn run(&self, shared: &Shared) -> bool {
         loop {
             if self.runner.compare_exchange(NOBODY, me() + 1, Ordering::SeqCst, Ordering::SeqCst).is_err() {
                 // The one who runs them looks again when it is done.
                 return false;
             }
-            let left = (0..ROUNDS).all(|_| self.round());
+            let left = (0..ROUNDS).all(|_| self.round(shared));
             self.runner.store(NOBODY, Ordering::SeqCst);
             if left || lock(&self.queue).is_empty() {
                 return left;
@@ -119,13 +126,15 @@ impl Halves {
     }
 
     /// Runs what is queued now. False if that was nothing.
-    fn round(&self) -> bool {
+    fn round(&self, shared: &Shared) -> bool {
         let batch = std::mem::take(&mut *lock(&self.queue));
         for half in &batch {
             half.queued.store(false, Ordering::Release);
             let mut slot = lock(&half.work);
             if let Some(work) = slot.as_mut().filter(|_| !half.closed.load(Ordering::Acquire)) {
+                shared.observe(|domain| Moment::BottomHalfBegins { domain, at: half.at });
                 let returned = contained(work).is_some();
+                shared.observe(|domain| Moment::BottomHalfEnds { domain });
                 if !returned {
                     tracing::error!("a bottom half panicked and is retired");
                 }

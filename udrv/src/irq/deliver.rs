@@ -50,7 +50,7 @@ pub(super) struct Shared {
     pub(super) halves: Halves,
     /// How long interrupts were off, if the checks are on.
     pub(super) off: OffAccount,
-    /// Who is told of sections: whoever looks on at the first device that somebody looks on at.
+    /// Who is told of sections and bottom halves: whoever looks on at the first device that somebody looks on at.
     observer: OnceLock<Arc<dyn Observe>>,
     pub(super) sources: Mutex<Ranks<Arc<Source>>>,
     pub(super) tasks: Tasks,
@@ -98,16 +98,16 @@ impl Shared {
         })
     }
 
-    /// Whoever looks on at a device is from now on told of the domain's sections.
+    /// Whoever looks on at a device is from now on told of the domain's sections and bottom halves.
     pub(super) fn observed_with(&self, backend: &AnyBackend) {
         if let Some(observer) = backend.observer() {
             self.observer.get_or_init(|| observer);
         }
     }
 
-    /// Tells of a section, if anybody looks on: one load where nobody does.
+    /// Tells of what is the domain's and no line's, if anybody looks on: one load where nobody does.
     #[inline(always)]
-    pub(super) fn observe_section(&self, moment: impl FnOnce(u64) -> Moment) {
+    pub(super) fn observe(&self, moment: impl FnOnce(u64) -> Moment) {
         if let Some(observer) = self.observer.get() {
             tell(&**observer, moment(std::ptr::from_ref(self).addr() as u64));
         }
@@ -218,7 +218,7 @@ impl Shared {
             if stopped {
                 return done;
             }
-            if halves && self.halves.run() {
+            if halves && self.halves.run(self) {
                 // As many rounds as may be: the rest waits for the domain's thread, or the next delivery point.
                 self.mark_bottom_halves();
                 return done;

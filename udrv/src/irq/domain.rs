@@ -131,8 +131,9 @@ impl IrqDomain {
     }
 
     /// Work for after the handlers; see [`BottomHalf`].
+    #[track_caller]
     pub fn bottom_half(&self, work: impl FnMut() + Send + 'static) -> BottomHalf {
-        BottomHalf::new(&self.shared, work)
+        BottomHalf::new(&self.shared, Location::caller(), work)
     }
 
     /// Runs `section` with this domain's interrupts off. What became pending is delivered before this returns, if it is
@@ -222,8 +223,8 @@ impl<'domain> SectionGuard<'domain> {
             (gate.slot(me), me)
         };
         checks::opened(shared, Location::caller());
-        let line = Location::caller().line();
-        shared.observe_section(|domain| Moment::SectionBegins { domain, line });
+        let at = Location::caller();
+        shared.observe(|domain| Moment::SectionBegins { domain, at });
         Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot, me }
     }
 
@@ -246,7 +247,7 @@ impl Drop for SectionGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         checks::closed(self.shared);
-        self.shared.observe_section(|domain| Moment::SectionEnds { domain });
+        self.shared.observe(|domain| Moment::SectionEnds { domain });
         if self.gate.leave(self.slot, self.me) {
             self.shared.after_section();
         }

@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use udrv_backend::{AnyBackend, Error, IrqFlags, IrqIndex, Result};
+use udrv_backend::{AnyBackend, Error, IrqFlags, IrqIndex, Moment, Result};
 
 thread_local! {
     /// The address of the source whose threaded half this thread runs; 0 elsewhere. The thread keeps the source alive.
@@ -98,7 +98,10 @@ impl Registration {
             HALF_OF.set(Arc::as_ptr(&source).addr());
             // Ends when the action that holds the sender goes.
             for interrupt in woken {
-                if contained(|| threaded(interrupt)).is_none() {
+                let run = || contained(|| threaded(interrupt));
+                let begins = |index, vector| Moment::ThreadedBegins { index, vector };
+                let ends = |index, vector, _: &Option<()>| Moment::ThreadedEnds { index, vector };
+                if source.observed(run, begins, ends).is_none() {
                     tracing::error!(source = %source.describe(), "a threaded interrupt handler panicked and is retired");
                     source.retire(id);
                 }

@@ -289,11 +289,23 @@ impl Source {
 
     /// As [`Source::call`], telling whoever looks on.
     fn call_observed(&self, interrupt: Interrupt) -> Outcome {
+        let begins = |index, vector| Moment::HandlerBegins { index, vector };
+        let ends = |index, vector, outcome: &Outcome| Moment::HandlerEnds { index, vector, handled: outcome.handled };
+        self.observed(|| self.call(interrupt), begins, ends)
+    }
+
+    /// Runs something, telling whoever looks on at the line's device.
+    pub(super) fn observed<T>(
+        &self,
+        run: impl FnOnce() -> T,
+        begins: impl FnOnce(IrqIndex, u32) -> Moment,
+        ends: impl FnOnce(IrqIndex, u32, &T) -> Moment,
+    ) -> T {
         let observed = self.line.as_ref().and_then(|line| Some((line.backend.observer()?, line.index, line.vector)));
-        let Some((observer, index, vector)) = observed else { return self.call(interrupt) };
-        observer.observe(Moment::HandlerBegins { index, vector });
-        let outcome = self.call(interrupt);
-        observer.observe(Moment::HandlerEnds { index, vector, handled: outcome.handled });
+        let Some((observer, index, vector)) = observed else { return run() };
+        observer.observe(begins(index, vector));
+        let outcome = run();
+        observer.observe(ends(index, vector, &outcome));
         outcome
     }
 

@@ -1,5 +1,5 @@
 //! The stub before somebody else's client: QEMU's `vfio-user-pci` shows the edu model to Debian's stock kernel as a PCI device, and the
-//! stub serves the next client afterwards.
+//! stub serves the next client afterwards. What the kernel does is recorded meanwhile.
 //!
 //! `vfio_user.sh` is the guest's only process; it tells what it finds, and here that is judged. `own_drivers.rs` has the kernel's own
 //! drivers on the other models.
@@ -78,10 +78,25 @@ const FINDS: &str = "vfio_user::stock_kernel_finds_the_device";
 const ACCESSES: &str = "vfio_user::stock_kernel_reads_and_writes_registers";
 const TRANSFERS: &str = "vfio_user::stock_kernel_gets_bytes_by_dma";
 const INTERRUPTS: &str = "vfio_user::stock_kernel_gets_the_interrupt";
+const RECORDED: &str = "vfio_user::stub_records_what_the_stock_kernel_does";
 const NEXT: &str = "vfio_user::stub_after_qemu_serves_the_next_client";
 const NEXT_AFTER_KILL: &str = "vfio_user::stub_after_killed_qemu_serves_the_next_client";
 
-const TESTS: [&str; 6] = [FINDS, ACCESSES, TRANSFERS, INTERRUPTS, NEXT, NEXT_AFTER_KILL];
+const TESTS: [&str; 7] = [FINDS, ACCESSES, TRANSFERS, INTERRUPTS, RECORDED, NEXT, NEXT_AFTER_KILL];
+
+/// What the guest does, as `udrv trace show` has it: what it is, of which register, with which value.
+const RECORD: &[(&str, &str, u64)] = &[
+    ("write", "card liveness check", 0x1234_5678),
+    ("read", "card liveness check", 0xedcb_a987),
+    ("write", "factorial computation", 5),
+    // Half of a register of 64 bits at a time.
+    ("write", "DMA source address byte 0", 0x0c00_0000),
+    ("write", "DMA command byte 0", 1),
+    ("write", "DMA command byte 0", 3),
+    ("write", "interrupt raise", 0x100),
+    ("irq", "", 0),
+    ("write", "interrupt acknowledge", 0x100),
+];
 
 /// The names of all, in their order.
 pub(crate) fn tests() -> impl Iterator<Item = &'static str> {
@@ -170,7 +185,8 @@ impl Story<'_> {
         // a socket's path may have 107 bytes, and a target folder's may be long
         let sockets = std::env::temp_dir().join(format!("udrv-vfio-user-{}", std::process::id()));
         fs::create_dir_all(&sockets).with_context(|| format!("cannot create {}", sockets.display()))?;
-        let told = Stub::start(&self.binaries, &["edu"], &sockets).map(|mut stub| self.tell_with(&mut stub));
+        let options = ["--record".as_ref(), sockets.as_os_str()];
+        let told = Stub::start(&self.binaries, &["edu"], &sockets, &options).map(|mut stub| self.tell_with(&mut stub));
         drop(fs::remove_dir_all(&sockets));
         told?;
         fs::remove_file(initramfs)?;
@@ -194,6 +210,10 @@ impl Story<'_> {
         }
 
         let begin = clock::now();
+        let recorded = self.recorded(&stub.socket.with_file_name("edu-1.trace"));
+        self.conclude(RECORDED, recorded, begin.elapsed());
+
+        let begin = clock::now();
         let served = self.next_client(stub);
         self.conclude(NEXT, served, begin.elapsed());
 
@@ -215,6 +235,28 @@ impl Story<'_> {
 
     fn boot(&self, stub: &Stub, words: &str, enough: impl Fn(&[Fact]) -> bool) -> Result<(End, Vec<Fact>)> {
         self.machine.boot(&[("4", &stub.socket)], &["-no-reboot"], &format!("{MEMORY} {words}"), enough)
+    }
+
+    /// Whether the first lease's recording has what the guest did, in order.
+    fn recorded(&self, recording: &Path) -> Result<()> {
+        let out = Command::new(self.binaries.join("udrv"))
+            .args(["trace", "show", "--json"])
+            .arg(recording)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot start udrv")?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        ensure!(out.status.success(), "udrv trace show {} failed: {}", recording.display(), said.trim());
+        let shown = String::from_utf8_lossy(&out.stdout);
+        let mut events = shown.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        for (kind, register, value) in RECORD {
+            let is = |event: serde_json::Value| {
+                event["kind"] == *kind
+                    && (*kind == "irq" || (event["register"] == *register && event["value"] == *value))
+            };
+            ensure!(events.any(is), "{} has no {kind} {register} {value:#x} where it was due", recording.display());
+        }
+        Ok(())
     }
 
     /// Our own driver on the same socket, with all its checks.

@@ -269,7 +269,7 @@ impl<I: Io> Shared<I> {
         let _admin = self.admin();
         let configuration = self.io.read(CC)? - Configuration::SHUTDOWN_MASK;
         self.io.write(CC, configuration | Configuration::SHUTDOWN_NORMAL)?;
-        let done = || Ok(self.io.read(CSTS)? & Status::SHUTDOWN_MASK == Status::SHUTDOWN_COMPLETE);
+        let done = || Ok(self.check_alive()? & Status::SHUTDOWN_MASK == Status::SHUTDOWN_COMPLETE);
         Deadline::after(SHUTDOWN_PATIENCE).poll("the end of the shutdown (CSTS.SHST 10b)", done)?;
         disable(&*self.io, self.capabilities)
     }

@@ -4,15 +4,14 @@ mod bench;
 mod copy;
 mod export;
 
-use anyhow::{Result, anyhow, bail};
+use crate::surround::{DeviceArgs, Surrounded, conclude};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use copy::Copy;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
-use udrv::debug::fault::Faulty;
-use udrv::host::{Context, Ended, Host, Report, Stop};
+use udrv::host::{Context, Host, Stop};
 use udrv::irq::Delivery;
 use udrv_backend::Error;
 use udrv_nvme::driver::{Controller, Namespace, QueueConfig, Task, Wait, Work as DriverWork};
@@ -22,18 +21,14 @@ const DEPTH: u16 = 8;
 
 #[derive(Args)]
 pub struct NvmeArgs {
-    /// The device's address.
-    #[arg(long)]
-    device: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// How completions are waited for.
     #[arg(long, value_enum, default_value = "interrupt")]
     wait: WaitMode,
     /// How long a command may take before it is aborted, seconds.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
-    /// What is wrong with the device: a file of `[[fault]]` tables, or seed:NUMBER.
-    #[arg(long, value_name = "PLAN")]
-    faults: Option<String>,
     #[command(flatten)]
     export: ExportArgs,
     #[command(subcommand)]
@@ -131,10 +126,7 @@ impl Plan {
 
 pub fn run(args: NvmeArgs, stop: &Stop) -> Result<()> {
     let plan = Plan::new(args.work, args.export)?;
-    let mut device = crate::address::open(&args.device)?;
-    if let Some(faults) = &args.faults {
-        device = Arc::new(Faulty::new(device, crate::faults::plan(faults)?)?);
-    }
+    let Surrounded { device, findings } = args.device.open(&udrv_nvme::registers::MAP)?;
     let wait = match args.wait {
         WaitMode::Interrupt => Wait::Interrupt,
         WaitMode::Polled => Wait::Polled,
@@ -154,14 +146,7 @@ pub fn run(args: NvmeArgs, stop: &Stop) -> Result<()> {
     // One queue's thread waits for its vector itself; several have a thread that wakes them.
     let delivery = if queues == 1 { Delivery::Poll } else { Delivery::Thread };
     host.start::<Task>(device, delivery, DriverWork { queues, job: Box::new(job) })?;
-    for Report { device, ended, quiesced } in host.join() {
-        match ended {
-            Ended::Returned => {}
-            Ended::Failed(error) => bail!("the nvme driver of {device} failed: {error}"),
-            Ended::Panicked(message) => bail!("the nvme driver of {device} panicked: {message}"),
-        }
-        quiesced.map_err(|error| anyhow!("{device} was not made quiet after its driver: {error}"))?;
-    }
+    conclude("nvme", host.join(), findings.as_ref())?;
     // An export ends by being stopped, and by nothing else.
     if stop.is_requested() && !is_export {
         bail!("stopped before it was done");

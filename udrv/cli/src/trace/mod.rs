@@ -3,6 +3,7 @@
 mod minimise;
 mod show;
 
+use crate::drivers;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use show::Shown;
@@ -62,24 +63,16 @@ struct MapArgs {
     device_map: Option<&'static RegisterMap>,
 }
 
-/// Every driver's register map.
-static MAPS: [&RegisterMap; 2] = [&udrv_edu::registers::MAP, &udrv_nvme::registers::MAP];
-
 fn map_named(name: &str) -> std::result::Result<&'static RegisterMap, String> {
-    let names = || MAPS.map(|map| map.device).join(", ");
-    MAPS.into_iter().find(|map| map.device == name).ok_or_else(|| format!("expected one of {}", names()))
+    drivers::named(name).map(|driver| driver.map)
 }
 
 impl MapArgs {
     /// By the recorded device's IDs, unless told otherwise. Recordings that name none are old, and all of edu.
     fn choose(&self, trace: &Trace) -> Option<&'static RegisterMap> {
-        use udrv_edu::registers as edu;
-        use udrv_nvme::registers as nvme;
-        self.device_map.or_else(|| match trace.device.identity {
-            Some(identity) if (identity.vendor, identity.device) == (edu::VENDOR, edu::DEVICE) => Some(&edu::MAP),
-            Some(identity) if identity.class == nvme::CLASS => Some(&nvme::MAP),
-            Some(_) => None,
-            None => Some(&edu::MAP),
+        self.device_map.or_else(|| match &trace.device.identity {
+            Some(identity) => drivers::of(identity).map(|driver| driver.map),
+            None => Some(&udrv_edu::registers::MAP),
         })
     }
 }
@@ -152,7 +145,7 @@ fn write(to: &Path, text: &str) -> Result<()> {
 fn compare(first: &Path, second: &Path, map: &MapArgs) -> Result<()> {
     let [one, other] = [Trace::open(first)?, Trace::open(second)?];
     let Some(found) = diff(&one, &other) else {
-        say("the same\n");
+        say("no divergence\n");
         return Ok(());
     };
     let mut text = String::new();

@@ -4,7 +4,7 @@ use super::ShowArgs;
 use anyhow::{Result, bail};
 use serde_json::json;
 use std::io::{IsTerminal as _, Write as _};
-use udrv::debug::trace::{Event, Outcome, ThreadNames, Trace, What};
+use udrv::debug::trace::{Event, Names, Outcome, Place, Trace, What};
 use udrv_backend::register::RegisterMap;
 use udrv_backend::{RegionIndex, Width};
 
@@ -32,17 +32,21 @@ pub(super) fn show(args: &ShowArgs) -> Result<()> {
 
 /// How the events of one recording are shown.
 pub(super) struct Shown {
-    names: ThreadNames,
+    names: Names,
     map: Option<&'static RegisterMap>,
     colour: bool,
 }
 
 impl Shown {
     pub(super) fn new(trace: &Trace, map: Option<&'static RegisterMap>, colour: bool) -> Self {
-        Self { names: trace.thread_names(), map, colour }
+        Self { names: trace.names(), map, colour }
     }
 
+    /// Pieces of files' names are shown where the names are used.
     pub(super) fn is_wanted(&self, event: &Event, args: &ShowArgs) -> bool {
+        if matches!(event.what, What::File { .. }) {
+            return false;
+        }
         let time = args.from.is_none_or(|from| event.time >= from) && args.to.is_none_or(|to| event.time <= to);
         let access = match event.what {
             What::Read { region, offset, .. } | What::Write { region, offset, .. } => Some((region, offset)),
@@ -57,7 +61,16 @@ impl Shown {
                 .is_some_and(|(region, offset)| region.0 == args.region.unwrap_or(0) && (start..end).contains(&offset))
         });
         let region = args.region.is_none_or(|wanted| access.is_some_and(|(region, _)| region.0 == wanted));
-        let irq = matches!(event.what, What::Irq { .. } | What::HandlerBegin { .. } | What::HandlerEnd { .. });
+        let irq = matches!(
+            event.what,
+            What::Irq { .. }
+                | What::HandlerBegin { .. }
+                | What::HandlerEnd { .. }
+                | What::ThreadedBegin { .. }
+                | What::ThreadedEnd { .. }
+                | What::BottomHalfBegin { .. }
+                | What::BottomHalfEnd { .. }
+        );
         time && name && range && region && (!args.irq || irq)
     }
 
@@ -106,18 +119,25 @@ impl Shown {
             What::Unmap { iova, size } => format!("unmap {iova:#x}+{size:#x}"),
             What::Data { iova, bytes } => format!("data  {iova:#x} {bytes:02x?}"),
             What::Reset => "reset".to_owned(),
-            What::SectionBegin { line, .. } => format!("irqs off, at line {line}"),
+            What::SectionBegin { at, .. } => format!("irqs off, at {}", self.names.place(*at)),
             What::SectionEnd { .. } => "irqs on".to_owned(),
             What::HandlerBegin { index, vector } => paint("33", &format!("run   {index} vector {vector}")),
             What::HandlerEnd { index, vector, handled } => {
                 format!("ran   {index} vector {vector}{}", if *handled { "" } else { ", not for it" })
             }
+            What::ThreadedBegin { index, vector } => {
+                paint("33", &format!("run   {index} vector {vector}, threaded half"))
+            }
+            What::ThreadedEnd { index, vector } => format!("ran   {index} vector {vector}, threaded half"),
+            What::BottomHalfBegin { at, .. } => paint("33", &format!("run   bottom half of {}", self.names.place(*at))),
+            What::BottomHalfEnd { .. } => "ran   bottom half".to_owned(),
             What::Lend { iova, size } => format!("lend  {iova:#x}+{size:#x}"),
             What::Return { iova, size } => format!("back  {iova:#x}+{size:#x}"),
             What::Thread { name } => format!("thread {name}"),
+            What::File { file, bytes, .. } => format!("file  {file}: {:?}", String::from_utf8_lossy(bytes)),
         };
         let time = event.time.as_secs_f64();
-        format!("{:>7} {time:>12.6} {:<16} {what}", event.number, self.names.of(event.thread))
+        format!("{:>7} {time:>12.6} {:<16} {what}", event.number, self.names.thread(event.thread))
     }
 
     pub(super) fn json(&self, event: &Event) -> serde_json::Value {
@@ -131,6 +151,7 @@ impl Shown {
             json!({ "kind": kind, "region": region.0, "offset": offset, "width": width.bytes() * 8, "value": value,
                 "register": name, "bits": bits, "done": done, "errno": errno })
         };
+        let placed = |kind, domain: &u64, at: Place| json!({ "kind": kind, "domain": domain, "file": self.names.file(at), "line": at.line });
         let mut object = match &event.what {
             What::Read { region, offset, width, value, outcome } => {
                 access("read", *region, *offset, *width, *value, *outcome)
@@ -154,20 +175,29 @@ impl Shown {
             What::Unmap { iova, size } => json!({ "kind": "unmap", "iova": iova, "size": size }),
             What::Data { iova, bytes } => json!({ "kind": "data", "iova": iova, "bytes": bytes }),
             What::Reset => json!({ "kind": "reset" }),
-            What::SectionBegin { domain, line } => json!({ "kind": "irqs-off", "domain": domain, "line": line }),
+            What::SectionBegin { domain, at } => placed("irqs-off", domain, *at),
             What::SectionEnd { domain } => json!({ "kind": "irqs-on", "domain": domain }),
             What::HandlerBegin { index, vector } => json!({ "kind": "handler", "index": index.0, "vector": vector }),
             What::HandlerEnd { index, vector, handled } => {
                 json!({ "kind": "handled", "index": index.0, "vector": vector, "handled": handled })
             }
+            What::ThreadedBegin { index, vector } => json!({ "kind": "threaded", "index": index.0, "vector": vector }),
+            What::ThreadedEnd { index, vector } => {
+                json!({ "kind": "threaded-end", "index": index.0, "vector": vector })
+            }
+            What::BottomHalfBegin { domain, at } => placed("bottom-half", domain, *at),
+            What::BottomHalfEnd { domain } => json!({ "kind": "bottom-half-end", "domain": domain }),
             What::Lend { iova, size } => json!({ "kind": "lend", "iova": iova, "size": size }),
             What::Return { iova, size } => json!({ "kind": "return", "iova": iova, "size": size }),
             What::Thread { name } => json!({ "kind": "thread", "name": name }),
+            What::File { file, start, bytes } => {
+                json!({ "kind": "file", "file": file, "start": start, "name": String::from_utf8_lossy(bytes) })
+            }
         };
         if let Some(fields) = object.as_object_mut() {
             fields.insert("number".into(), event.number.into());
             fields.insert("time".into(), event.time.as_secs_f64().into());
-            fields.insert("thread".into(), self.names.of(event.thread).into());
+            fields.insert("thread".into(), self.names.thread(event.thread).into());
         }
         object
     }

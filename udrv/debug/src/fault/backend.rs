@@ -210,11 +210,13 @@ impl Layer for Faults {
         let number = self.access(device.inner)?;
         self.freeze(device.inner, region);
         if self.has_dma_faults() {
-            lock(&self.memory).settle();
+            lock(&self.memory).settle(None);
         }
         if !self.loses(region, offset) {
             device.inner.write(region, offset, width, value)?;
         }
+        // A driver that looks at memory for the transfer's end makes no other access before it.
+        self.spoil_memory();
         self.after(device, number);
         Ok(())
     }

@@ -249,7 +249,8 @@ impl FaultPlan {
         plan
     }
 
-    /// Every kind of fault once, and those of registers once for each register that can be read without side effects.
+    /// Every kind of fault once, and those of registers once for each register that can be read. One whose reading has side
+    /// effects is never one that is never ready: it would have to be read for that.
     #[must_use]
     pub fn catalogue(map: &RegisterMap) -> Vec<Self> {
         let all = Span::default();
@@ -268,11 +269,12 @@ impl FaultPlan {
             Fault::Gone { at: 30 },
             Fault::Slow { by_us: 100 },
         ];
-        for register in map.registers.iter().filter(|register| register.kind.is_readable()) {
+        for register in map.registers.iter().filter(|register| register.kind != Kind::WriteOnly) {
             let (region, offset) = (map.region.0, register.offset);
             faults.push(Fault::StuckBits { region, offset, ones: register.width.all_ones(), zeros: 0 });
             faults.push(Fault::StuckBits { region, offset, ones: 0, zeros: register.width.all_ones() });
-            if register.kind != Kind::ReadOnly || !register.bits().is_empty() {
+            let changes = register.kind != Kind::ReadOnly || !register.bits().is_empty();
+            if register.kind.is_readable() && changes {
                 faults.push(Fault::NeverReady { region, offset });
             }
         }

@@ -4,11 +4,14 @@
 //! * Read a register that it polls more or fewer times: of reads of one register that follow each other, any number is
 //!   taken; one read more gets the last value again. Between them the same thread makes no other access to the region.
 //! * Access one region earlier or later than another: order is kept in a region, not between them.
-//! * Let another thread do it: order is kept in what each recorded thread did, whichever threads do it now.
+//! * Let another thread do it: order is kept in what each recorded thread did, whichever threads do it now. Where it could
+//!   be what either of two recorded threads did next, it is that of which this thread has done something before.
 //! * Map memory, and arm, mask and disarm interrupts, earlier or later.
 //!
 //! Everything else is a divergence: the access fails with [`Error::Protocol`], which says what was expected, what came,
 //! from which line, and the last ten accesses; and so does every access after it.
+//!
+//! A recording without DMA contents is one for drivers that let the device write no memory: mapping such memory fails.
 //!
 //! Interrupts are signalled, and memory is written, once all accesses that were recorded before have been made (or are
 //! polls that may be left out). Time does not matter.
@@ -20,14 +23,15 @@ use script::{Access, Script};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use udrv_backend::{
-    Backend, DeviceInfo, Dma, DmaLimits, DmaMap, Error, IrqFlags, IrqIndex, IrqInfo, RegionFlags, RegionIndex,
-    RegionInfo, Reset, Result, Trigger, Width,
+    Backend, DeviceInfo, Dma, DmaAccess, DmaLimits, DmaMap, Error, IrqFlags, IrqIndex, IrqInfo, RegionFlags,
+    RegionIndex, RegionInfo, Reset, Result, Trigger, Width,
 };
 
 /// A device that does what was recorded.
 pub struct Replay {
     info: DeviceInfo,
     device: Description,
+    has_dma_contents: bool,
     script: Mutex<Script>,
 }
 
@@ -49,7 +53,8 @@ impl Replay {
             regions: device.regions.len() as u32,
             irqs: device.irqs.len() as u32,
         };
-        Self { info, device, script: Mutex::new(Script::new(trace, address)) }
+        let has_dma_contents = trace.has_dma_contents();
+        Self { info, device, has_dma_contents, script: Mutex::new(Script::new(trace, address)) }
     }
 
     /// What is left of the recording: accesses that were recorded and have not been made.
@@ -140,7 +145,16 @@ impl Dma for Replay {
     }
     fn map(&self, map: &DmaMap<'_>) -> Result<()> {
         self.limits().check(map)?;
-        self.script().map(map)
+        self.script().map(map)?;
+        if self.has_dma_contents || !map.access.contains(DmaAccess::WRITE) {
+            return Ok(());
+        }
+        // Said now: a driver that waits for what the device has written would only find that it does not come.
+        Err(Error::Unavailable {
+            device: self.info.address.clone(),
+            why: "its recording has no DMA contents, and the driver lets the device write into memory".into(),
+            advice: "record it again with --record-dma (in a program, trace::Options::dma_contents)".into(),
+        })
     }
     fn unmap(&self, iova: u64, size: u64) -> Result<()> {
         self.script().unmap(iova, size);

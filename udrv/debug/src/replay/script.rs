@@ -58,6 +58,8 @@ pub(super) struct Script {
     cursor: usize,
     /// Accesses that are not done, by recorded thread and region, in order.
     streams: BTreeMap<(u32, u32), VecDeque<usize>>,
+    /// Which thread does now what a recorded one did: the first that did something of it.
+    owners: HashMap<u32, ThreadId>,
     /// What each thread read last, while it has made no other access to that region.
     last: HashMap<(ThreadId, u32), (Access, u64)>,
     recent: VecDeque<String>,
@@ -88,6 +90,7 @@ impl Script {
             repeats,
             cursor: 0,
             streams,
+            owners: HashMap::new(),
             last: HashMap::new(),
             recent: VecDeque::new(),
             triggers: BTreeMap::new(),
@@ -115,6 +118,7 @@ impl Script {
                 _ => Err(self.diverge(&access)),
             };
         };
+        self.owners.entry(stream.0).or_insert(key.0);
         let made: Vec<usize> =
             self.streams.get_mut(&stream).map(|indices| indices.drain(..=skipped).collect()).unwrap_or_default();
         for index in &made {
@@ -141,8 +145,10 @@ impl Script {
     }
 
     /// The recorded access that this is: the earliest of those that are next in what a thread did to the region, and how
-    /// many polls before it are left out.
+    /// many polls before it are left out. What another thread of now has begun is left to it if possible: two threads may be
+    /// about to read the same register.
     fn find(&self, access: &Access) -> Option<((u32, u32), usize)> {
+        let me = std::thread::current().id();
         let in_stream = |(key, stream): (&(u32, u32), &VecDeque<usize>)| {
             for (skipped, index) in stream.iter().enumerate() {
                 let recorded = Access::recorded(self.events.get(*index)?)?;
@@ -156,7 +162,8 @@ impl Script {
             None
         };
         let found = self.streams.iter().filter(|((_, region), _)| *region == access.region.0).filter_map(in_stream);
-        found.min().map(|(_, key, skipped)| (key, skipped))
+        let is_anothers = |thread: u32| self.owners.get(&thread).is_some_and(|owner| *owner != me);
+        found.min_by_key(|(index, key, _)| (is_anothers(key.0), *index)).map(|(_, key, skipped)| (key, skipped))
     }
 
     fn diverge(&mut self, access: &Access) -> Error {

@@ -107,8 +107,8 @@ pub enum What {
     SectionBegin {
         /// The interrupt domain, a number of no other meaning.
         domain: u64,
-        /// The source line that did.
-        line: u64,
+        /// Where.
+        at: Place,
     },
     /// It turned them on again.
     SectionEnd {
@@ -131,6 +131,32 @@ pub enum What {
         /// Whether it was for one of them.
         handled: bool,
     },
+    /// The threaded half of a vector's handler began to run.
+    ThreadedBegin {
+        /// Kind of interrupt.
+        index: IrqIndex,
+        /// Its vector.
+        vector: u32,
+    },
+    /// It has run.
+    ThreadedEnd {
+        /// Kind of interrupt.
+        index: IrqIndex,
+        /// Its vector.
+        vector: u32,
+    },
+    /// A bottom half began to run.
+    BottomHalfBegin {
+        /// The interrupt domain.
+        domain: u64,
+        /// Where it was made.
+        at: Place,
+    },
+    /// It has run.
+    BottomHalfEnd {
+        /// The interrupt domain.
+        domain: u64,
+    },
     /// A buffer became the device's.
     Lend {
         /// Bus address.
@@ -150,6 +176,46 @@ pub enum What {
         /// Its name, as far as the kernel keeps it.
         name: String,
     },
+    /// A piece of the name of a source file that had not been seen before.
+    File {
+        /// The file's number in the recording, from 1.
+        file: u32,
+        /// Where in its name the piece is.
+        start: u32,
+        /// The piece, up to 8 bytes.
+        bytes: Vec<u8>,
+    },
+}
+
+impl What {
+    /// Whether it only names something, for other events.
+    pub(crate) const fn is_name(&self) -> bool {
+        matches!(self, Self::Thread { .. } | Self::File { .. })
+    }
+}
+
+/// A place in a program's source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The file's number in the recording; 0 if it was not recorded, as before version 3.
+    pub file: u32,
+    /// The line.
+    pub line: u32,
+}
+
+impl Place {
+    pub(crate) fn pack(self) -> u64 {
+        pack_pair(self.line, self.file)
+    }
+
+    const fn unpack(word: u64) -> Self {
+        Self { file: (word >> 32) as u32, line: word as u32 }
+    }
+}
+
+/// Two numbers in one word.
+pub(crate) fn pack_pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
 }
 
 /// One event.
@@ -189,6 +255,12 @@ pub(crate) enum Tag {
     Clock = 17,
     Lend = 18,
     Return = 19,
+    /// From here on since version 3.
+    File = 20,
+    ThreadedBegin = 21,
+    ThreadedEnd = 22,
+    BottomHalfBegin = 23,
+    BottomHalfEnd = 24,
 }
 
 /// Second word: tag, index, width or length in bytes, outcome, thread, lowest first.
@@ -230,26 +302,36 @@ impl What {
             }
             Self::Map { iova, size, outcome } => ended(of(Tag::Map, 0, 0, *iova, *size), *outcome),
             Self::Unmap { iova, size } => done(of(Tag::Unmap, 0, 0, *iova, *size)),
-            Self::Data { iova, bytes } => {
-                let mut word = [0; 8];
-                word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-                done(of(Tag::Data, 0, bytes.len().min(8) as u64, *iova, u64::from_le_bytes(word)))
-            }
+            Self::Data { iova, bytes } => done(of(Tag::Data, 0, bytes.len().min(8) as u64, *iova, word(bytes))),
             Self::Reset => done(of(Tag::Reset, 0, 0, 0, 0)),
-            Self::SectionBegin { domain, line } => done(of(Tag::SectionBegin, 0, 0, *domain, *line)),
+            Self::SectionBegin { domain, at } => done(of(Tag::SectionBegin, 0, 0, *domain, at.pack())),
             Self::SectionEnd { domain } => done(of(Tag::SectionEnd, 0, 0, *domain, 0)),
             Self::HandlerBegin { index, vector } => done(of(Tag::HandlerBegin, index.0, 0, (*vector).into(), 0)),
             Self::HandlerEnd { index, vector, handled } => {
                 done(of(Tag::HandlerEnd, index.0, 0, (*vector).into(), (*handled).into()))
             }
+            Self::ThreadedBegin { index, vector } => done(of(Tag::ThreadedBegin, index.0, 0, (*vector).into(), 0)),
+            Self::ThreadedEnd { index, vector } => done(of(Tag::ThreadedEnd, index.0, 0, (*vector).into(), 0)),
+            Self::BottomHalfBegin { domain, at } => done(of(Tag::BottomHalfBegin, 0, 0, *domain, at.pack())),
+            Self::BottomHalfEnd { domain } => done(of(Tag::BottomHalfEnd, 0, 0, *domain, 0)),
             Self::Lend { iova, size } => done(of(Tag::Lend, 0, 0, *iova, *size)),
             Self::Return { iova, size } => done(of(Tag::Return, 0, 0, *iova, *size)),
             Self::Thread { name } => {
                 let (a, b) = name_words(name);
                 done(of(Tag::Thread, 0, 16, a, b))
             }
+            Self::File { file, start, bytes } => {
+                done(of(Tag::File, 0, bytes.len().min(8) as u64, pack_pair(*file, *start), word(bytes)))
+            }
         }
     }
+}
+
+/// Up to 8 bytes as a word.
+pub(crate) fn word(bytes: &[u8]) -> u64 {
+    let mut word = [0; 8];
+    word.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+    u64::from_le_bytes(word)
 }
 
 /// As much of a thread's name as two words hold: what the kernel keeps of it, and one byte.
@@ -293,12 +375,20 @@ pub(crate) fn unpack(number: u64, words: [u64; WORDS]) -> Option<Event> {
             let name = [a.to_le_bytes(), b.to_le_bytes()].concat();
             What::Thread { name: printable(String::from_utf8_lossy(&name).trim_end_matches('\0')) }
         }
-        13 => What::SectionBegin { domain: a, line: b },
+        13 => What::SectionBegin { domain: a, at: Place::unpack(b) },
         14 => What::SectionEnd { domain: a },
         15 => What::HandlerBegin { index: irq, vector },
         16 => What::HandlerEnd { index: irq, vector, handled: b != 0 },
         18 => What::Lend { iova: a, size: b },
         19 => What::Return { iova: a, size: b },
+        20 => {
+            let bytes = b.to_le_bytes().get(..bytes.into())?.to_vec();
+            What::File { file: vector, start: (a >> 32) as u32, bytes }
+        }
+        21 => What::ThreadedBegin { index: irq, vector },
+        22 => What::ThreadedEnd { index: irq, vector },
+        23 => What::BottomHalfBegin { domain: a, at: Place::unpack(b) },
+        24 => What::BottomHalfEnd { domain: a },
         _ => return None,
     };
     Some(Event { number, time: Duration::from_nanos(time), thread: (head >> 32) as u32, what })

@@ -1,8 +1,9 @@
 //! The file that a recorder writes: mapped, so that what was written is there whatever becomes of the process.
 #![expect(unsafe_code, reason = "the file is written through a shared mapping; all of it is atomic words")]
 
-use super::event::{DONE, FAILED, Tag, WORDS, head, name_words};
-use super::read::{Description, MOST_EVENTS};
+use super::describe::Description;
+use super::event::{DONE, FAILED, Place, Tag, WORDS, head, name_words, pack_pair, word};
+use super::read::MOST_EVENTS;
 use super::ticks::{self, Source};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::cell::Cell;
@@ -10,6 +11,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::unix::fs::FileExt as _;
+use std::panic::Location;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::Mutex;
@@ -19,7 +21,7 @@ use udrv_backend::{Error, Result};
 /// The first bytes of a trace.
 pub(crate) const MAGIC: [u8; 8] = *b"udrvtrc\0";
 /// The format's version.
-pub(crate) const VERSION: u64 = 2;
+pub(crate) const VERSION: u64 = 3;
 /// Where the words of the header are: magic, version, bytes before the first event, length of the description, events
 /// claimed; then what version 1 had not: what times are read from (0 nanoseconds, 1 a counter), the counter at the start,
 /// its ticks in a second as far as known then, the counter at the end, nanoseconds at the end. The description follows.
@@ -44,6 +46,8 @@ pub(super) struct Log {
     file: File,
     path: PathBuf,
     known: Mutex<Vec<u32>>,
+    /// Source files that have a number: their place, and one.
+    files: Mutex<Vec<&'static str>>,
     id: u64,
 }
 
@@ -55,6 +59,8 @@ unsafe impl Sync for Log {}
 thread_local! {
     /// This thread's kernel id, and the log that it last announced itself in.
     static THREAD: Cell<(u32, u64)> = const { Cell::new((0, 0)) };
+    /// The source file that this thread named last, its number, and in which log.
+    static FILE: Cell<(&'static str, u32, u64)> = const { Cell::new(("", 0, 0)) };
 }
 
 /// An event that has begun.
@@ -104,8 +110,9 @@ impl Log {
         let size = size.ok_or_else(|| os(io::ErrorKind::FileTooLarge.into()))?;
         let file = replace(path).map_err(os)?;
         let length = i64::try_from(size).map_err(|_| os(io::ErrorKind::FileTooLarge.into()))?;
-        nix::fcntl::posix_fallocate(&file, 0, length).map_err(|errno| os(errno.into()))?;
+        // First, so that a file whose recorder is killed here is a recording of nothing.
         file.write_all_at(&header, 0).map_err(os)?;
+        nix::fcntl::posix_fallocate(&file, 0, length).map_err(|errno| os(errno.into()))?;
         let length = NonZeroUsize::new(size).ok_or_else(|| os(io::ErrorKind::InvalidInput.into()))?;
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new shared mapping at an address the kernel chooses replaces nothing.
@@ -125,6 +132,7 @@ impl Log {
             file,
             path: path.to_owned(),
             known: Mutex::default(),
+            files: Mutex::default(),
             id: LOGS.fetch_add(1, Ordering::Relaxed),
         };
         // What has been done since took a while, by which the counter's rate is known well enough to begin with.
@@ -227,6 +235,30 @@ impl Log {
             self.end(slot, Ok(None));
         }
         thread
+    }
+
+    /// A place in the source; its file's name is in the trace before it.
+    pub(super) fn place(&self, at: &'static Location<'static>) -> Place {
+        let (name, number, log) = FILE.get();
+        let is_known = log == self.id && std::ptr::eq(name, at.file());
+        let file = if is_known { number } else { self.number_of(at.file()) };
+        Place { file, line: at.line() }
+    }
+
+    #[cold]
+    fn number_of(&self, name: &'static str) -> u32 {
+        let mut files = self.files.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let place = files.iter().position(|known| *known == name);
+        let number = place.unwrap_or(files.len()) as u32 + 1;
+        if place.is_none() {
+            files.push(name);
+            // Still locked: whoever uses the number finds the whole name before that.
+            for (piece, bytes) in (0..).step_by(8).zip(name.as_bytes().chunks(8)) {
+                self.event(Tag::File, 0, bytes.len() as u64, pack_pair(number, piece), word(bytes));
+            }
+        }
+        FILE.set((name, number, self.id));
+        number
     }
 
     /// How many events there was no room for.

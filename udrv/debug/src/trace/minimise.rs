@@ -1,6 +1,6 @@
 //! A shorter recording that still fails.
 
-use super::event::{Event, What};
+use super::event::Event;
 
 /// How far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub struct Progress {
 
 /// The shortest list of events found for which `fails` still says so, which it must of all of them: first the end is cut
 /// off, then ever smaller pieces are left out (after Zeller and Hildebrandt's ddmin), until none of one event can be.
-/// Names of threads stay. `fails` may be wrong now and then; what is returned did fail.
+/// Names of threads and files stay. `fails` may be wrong now and then; what is returned did fail.
 ///
 /// # Errors
 /// What `fails` gave.
@@ -36,7 +36,7 @@ pub fn minimise<E>(
         let mut shorter = false;
         while start < best.len() {
             let piece = start..best.len().min(start + size);
-            let kept = |(at, event): &(usize, &Event)| !piece.contains(at) || matches!(event.what, What::Thread { .. });
+            let kept = |(at, event): &(usize, &Event)| !piece.contains(at) || event.what.is_name();
             let candidate: Vec<Event> = best.iter().enumerate().filter(kept).map(|(_, event)| event.clone()).collect();
             if candidate.len() < best.len() && attempt(&candidate)? {
                 best = candidate;
@@ -69,6 +69,7 @@ fn cut<E>(events: &[Event], attempt: &mut impl FnMut(&[Event]) -> Result<bool, E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::What;
     use std::convert::Infallible;
     use std::time::Duration;
     use udrv_backend::IrqIndex;

@@ -3,20 +3,24 @@
 //! [`Recorder`] writes it, and [`Trace`] is one that was read.
 //! `docs/trace.md` has the file's format.
 
+mod describe;
 mod diff;
 mod event;
 mod log;
 mod minimise;
+mod names;
 mod perfetto;
 mod plot;
 mod read;
 mod record;
 mod ticks;
 
+pub use describe::{Description, DmaDescription, Identity};
 pub use diff::{Divergence, diff};
-pub use event::{Event, Outcome, What};
+pub use event::{Event, Outcome, Place, What};
 pub use minimise::{Progress, minimise};
+pub use names::Names;
 pub use perfetto::perfetto;
 pub use plot::{latencies, plot};
-pub use read::{Description, DmaDescription, Identity, ThreadNames, Trace};
+pub use read::Trace;
 pub use record::{Options, Recorder, Recording};

@@ -1,10 +1,11 @@
 //! A trace for ui.perfetto.dev, in the Trace Event Format (JSON), which it opens.
 //!
 //! Processes of the document are kinds of tracks: what the device sees (one track a region, one for interrupts, mappings,
-//! buffers in flight), handler runs by thread, interrupts-off sections by thread.
+//! buffers in flight), and by thread handler runs, their threaded halves, bottom halves, interrupts-off sections.
 
 use super::event::{Event, Outcome, What};
-use super::read::{ThreadNames, Trace};
+use super::names::Names;
+use super::read::Trace;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use udrv_backend::register::RegisterMap;
@@ -13,6 +14,16 @@ use udrv_backend::register::RegisterMap;
 const DEVICE: u32 = 1;
 const HANDLERS: u32 = 2;
 const SECTIONS: u32 = 3;
+const THREADED: u32 = 4;
+const BOTTOM_HALVES: u32 = 5;
+/// Their names.
+const KINDS: [(u32, &str); 5] = [
+    (DEVICE, "device"),
+    (HANDLERS, "handler runs"),
+    (SECTIONS, "interrupts-off sections"),
+    (THREADED, "threaded handler runs"),
+    (BOTTOM_HALVES, "bottom halves"),
+];
 /// Tracks of the device that are no region.
 const IRQS: u32 = 1000;
 const DMA: u32 = 1001;
@@ -20,7 +31,7 @@ const DMA: u32 = 1001;
 /// The whole trace as one JSON document. Times are in microseconds, as the format has them.
 #[must_use]
 pub fn perfetto(trace: &Trace, map: Option<&RegisterMap>) -> Value {
-    let mut document = Document { names: trace.thread_names(), map, ..Document::default() };
+    let mut document = Document { names: trace.names(), map, ..Document::default() };
     for event in &trace.events {
         document.add(event);
     }
@@ -31,7 +42,7 @@ pub fn perfetto(trace: &Trace, map: Option<&RegisterMap>) -> Value {
 #[derive(Default)]
 struct Document<'map> {
     map: Option<&'map RegisterMap>,
-    names: ThreadNames,
+    names: Names,
     events: Vec<Value>,
     tracks: BTreeSet<(u32, u32)>,
     /// Slices that have begun, by track.
@@ -50,7 +61,7 @@ impl Document<'_> {
                 let name = register.map_or_else(|| format!("{offset:#x}"), |register| register.name.to_owned());
                 let decoded = register.map_or_else(|| format!("{value:#x}"), |register| register.decode(*value));
                 let args = json!({ "value": format!("{value:#x}"), "bits": decoded, "number": event.number,
-                    "thread": self.names.of(event.thread) });
+                    "thread": self.names.thread(event.thread) });
                 self.instant(region.0, at, &format!("{kind} {name}"), args);
             }
             What::Irq { index, vector, count } => {
@@ -61,8 +72,18 @@ impl Document<'_> {
                 self.begin((HANDLERS, event.thread), at, &format!("{index} {vector}"));
             }
             What::HandlerEnd { .. } => self.end((HANDLERS, event.thread), at),
-            What::SectionBegin { line, .. } => {
-                self.begin((SECTIONS, event.thread), at, &format!("interrupts off, line {line}"));
+            What::ThreadedBegin { index, vector } => {
+                self.begin((THREADED, event.thread), at, &format!("{index} {vector}"));
+            }
+            What::ThreadedEnd { .. } => self.end((THREADED, event.thread), at),
+            What::BottomHalfBegin { at: place, .. } => {
+                let name = format!("bottom half of {}", self.names.place(*place));
+                self.begin((BOTTOM_HALVES, event.thread), at, &name);
+            }
+            What::BottomHalfEnd { .. } => self.end((BOTTOM_HALVES, event.thread), at),
+            What::SectionBegin { at: place, .. } => {
+                let name = format!("interrupts off, {}", self.names.place(*place));
+                self.begin((SECTIONS, event.thread), at, &name);
             }
             What::SectionEnd { .. } => self.end((SECTIONS, event.thread), at),
             What::Map { iova, size, outcome: Outcome::Done } => self.span(("mapped", *iova, *size), at, true),
@@ -113,7 +134,7 @@ impl Document<'_> {
         for span in self.spans.clone() {
             self.span(span, end, false);
         }
-        for (kind, name) in [(DEVICE, "device"), (HANDLERS, "handler runs"), (SECTIONS, "interrupts-off sections")] {
+        for (kind, name) in KINDS {
             self.events.push(json!({ "ph": "M", "pid": kind, "name": "process_name", "args": { "name": name } }));
         }
         for (kind, track) in std::mem::take(&mut self.tracks) {
@@ -121,7 +142,7 @@ impl Document<'_> {
                 (DEVICE, IRQS) => "interrupts".into(),
                 (DEVICE, DMA) => "DMA".into(),
                 (DEVICE, region) => format!("accesses to {}", udrv_backend::RegionIndex(region)),
-                (_, thread) => self.names.of(thread),
+                (_, thread) => self.names.thread(thread),
             };
             let args = json!({ "name": name });
             self.events.push(json!({ "ph": "M", "pid": kind, "tid": track, "name": "thread_name", "args": args }));

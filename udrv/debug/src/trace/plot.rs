@@ -43,8 +43,8 @@ struct Row {
     count: usize,
 }
 
-/// The whole trace as one SVG document: a row for each region's reads and writes, for interrupts raised, handler runs,
-/// interrupts-off sections and buffers in flight; below it a histogram of [`latencies`] for each source.
+/// The whole trace as one SVG document: a row for each region's reads and writes, for interrupts raised, handler runs, their
+/// threaded halves, bottom halves, interrupts-off sections and buffers in flight; below it a histogram of [`latencies`] for each source.
 #[must_use]
 pub fn plot(trace: &Trace) -> String {
     let end = trace.events.iter().map(|event| event.time).max().unwrap_or_default().as_secs_f64().max(1e-9);
@@ -84,10 +84,14 @@ fn rows(events: &[Event], end: f64) -> BTreeMap<String, Row> {
             What::Irq { index, vector, .. } => (format!("2 raised {index} {vector}"), None, true),
             What::HandlerBegin { .. } => ("3 handlers".into(), Some((0, thread)), true),
             What::HandlerEnd { .. } => ("3 handlers".into(), Some((0, thread)), false),
-            What::SectionBegin { .. } => ("4 interrupts off".into(), Some((1, thread)), true),
-            What::SectionEnd { .. } => ("4 interrupts off".into(), Some((1, thread)), false),
-            What::Lend { iova, .. } => ("5 DMA in flight".into(), Some((2, iova)), true),
-            What::Return { iova, .. } => ("5 DMA in flight".into(), Some((2, iova)), false),
+            What::ThreadedBegin { .. } => ("4 threaded handlers".into(), Some((3, thread)), true),
+            What::ThreadedEnd { .. } => ("4 threaded handlers".into(), Some((3, thread)), false),
+            What::BottomHalfBegin { .. } => ("5 bottom halves".into(), Some((4, thread)), true),
+            What::BottomHalfEnd { .. } => ("5 bottom halves".into(), Some((4, thread)), false),
+            What::SectionBegin { .. } => ("6 interrupts off".into(), Some((1, thread)), true),
+            What::SectionEnd { .. } => ("6 interrupts off".into(), Some((1, thread)), false),
+            What::Lend { iova, .. } => ("7 DMA in flight".into(), Some((2, iova)), true),
+            What::Return { iova, .. } => ("7 DMA in flight".into(), Some((2, iova)), false),
             _ => continue,
         };
         let row = rows.entry(name).or_default();

@@ -1,17 +1,17 @@
 //! A trace as it is read: nothing in the file is trusted.
 
+use super::describe::Description;
 use super::event::{Event, Tag, WORDS, What, printable, unpack};
 use super::log::{HEADER_WORDS, MAGIC, VERSION, header, replace};
+use super::names::Names;
 use super::ticks::{Scale, Source};
 use nix::fcntl::OFlag;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, BufReader, BufWriter, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::time::Duration;
-use udrv_backend::{Backend, DmaLimits, Error, IrqIndex, RegionIndex, Result, Width};
+use udrv_backend::{Error, Result};
 
 /// The most events of one recording (4 GiB of file): no machine is asked for more memory than that takes.
 pub(crate) const MOST_EVENTS: u64 = 1 << 27;
@@ -22,94 +22,6 @@ const LONGEST_DESCRIPTION: u64 = 4 << 20;
 const LONGEST_GAP: u64 = 1 << 16;
 /// Words of version 1's header.
 const OLD_HEADER_WORDS: usize = 5;
-
-/// What the device said of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Description {
-    /// Its address.
-    pub address: String,
-    /// Size and flags (VFIO's) of each region.
-    pub regions: Vec<(u64, u32)>,
-    /// Vectors and flags (VFIO's) of each interrupt index.
-    pub irqs: Vec<(u32, u32)>,
-    /// If it has DMA, what can be mapped.
-    pub dma: Option<DmaDescription>,
-    /// Whether it can be reset.
-    pub resettable: bool,
-    /// Which it is, if it is a PCI device. Recordings of version 1 do not say.
-    #[serde(default)]
-    pub identity: Option<Identity>,
-}
-
-/// What a PCI device is, of its configuration space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Identity {
-    /// Vendor ID.
-    pub vendor: u16,
-    /// Device ID.
-    pub device: u16,
-    /// Base class, subclass, programming interface, highest first.
-    pub class: u32,
-}
-
-impl Identity {
-    fn of(device: &(impl Backend + ?Sized)) -> Option<Self> {
-        let read = |offset, width| device.read(RegionIndex::CONFIG, offset, width).ok();
-        Some(Self {
-            vendor: read(0, Width::Bits16)? as u16,
-            device: read(2, Width::Bits16)? as u16,
-            class: (read(8, Width::Bits32)? >> 8) as u32,
-        })
-    }
-}
-
-/// [`DmaLimits`] in a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DmaDescription {
-    /// First and last bus address of each range.
-    pub ranges: Vec<(u64, u64)>,
-    /// Bytes.
-    pub page_size: u64,
-    /// At once.
-    pub max_mappings: u32,
-}
-
-impl Description {
-    /// Of a device.
-    ///
-    /// # Errors
-    /// As [`Backend::region`] and [`Backend::irq`].
-    pub fn of(device: &(impl Backend + ?Sized)) -> Result<Self> {
-        let info = device.info();
-        let region = |index| device.region(RegionIndex(index)).map(|region| (region.size, region.flags.bits()));
-        let irq = |index| device.irq(IrqIndex(index)).map(|irq| (irq.count, irq.flags.bits()));
-        let dma = device.dma().map(|dma| {
-            let DmaLimits { iova_ranges, page_size, max_mappings } = dma.limits();
-            let ranges = iova_ranges.into_iter().map(std::ops::RangeInclusive::into_inner).collect();
-            DmaDescription { ranges, page_size, max_mappings }
-        });
-        Ok(Self {
-            address: info.address.clone(),
-            regions: (0..info.regions).map(region).collect::<Result<_>>()?,
-            irqs: (0..info.irqs).map(irq).collect::<Result<_>>()?,
-            dma,
-            resettable: device.resettable().is_some(),
-            identity: Identity::of(device),
-        })
-    }
-
-    /// What is wrong with one that no device can have.
-    fn check(&self) -> std::result::Result<(), String> {
-        let Some(dma) = &self.dma else { return Ok(()) };
-        if !dma.page_size.is_power_of_two() || dma.page_size > 1 << 30 {
-            return Err(format!("DMA pages of {:#x} bytes", dma.page_size));
-        }
-        match dma.ranges.iter().find(|(first, last)| first > last) {
-            Some((first, last)) => Err(format!("bus addresses from {first:#x} to {last:#x}")),
-            None => Ok(()),
-        }
-    }
-}
 
 /// A recording.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +36,10 @@ pub struct Trace {
 
 /// What is wrong with a file: found, and expected.
 type Wrong = (String, &'static str);
+
+fn refusal(name: &str, (found, expected): Wrong) -> Error {
+    Error::Protocol { peer: name.into(), found, expected: expected.into() }
+}
 
 /// The header's words after the magic.
 struct Header {
@@ -146,15 +62,20 @@ impl Trace {
         let os = |error: io::Error| Error::os(format!("reading the trace {}", path.display()), error);
         // Whatever it is, opening it does not wait.
         let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(os)?;
-        let wrong = |(found, expected): Wrong| Error::Protocol {
-            peer: path.display().to_string(),
-            found,
-            expected: expected.into(),
-        };
+        let peer = path.display().to_string();
         if !file.metadata().map_err(os)?.is_file() {
-            return Err(wrong(("something that is no file".into(), "a file")));
+            return Err(refusal(&peer, ("something that is no file".into(), "a file")));
         }
-        Self::parse(BufReader::with_capacity(1 << 16, file)).map_err(os)?.map_err(wrong)
+        Self::read(BufReader::with_capacity(1 << 16, file), &peer)
+    }
+
+    /// Reads a recording's bytes, of something of this name.
+    ///
+    /// # Errors
+    /// As [`Trace::open`].
+    pub fn read(bytes: impl Read, name: &str) -> Result<Self> {
+        let parsed = Self::parse(bytes).map_err(|error| Error::os(format!("reading the trace {name}"), error))?;
+        parsed.map_err(|wrong| refusal(name, wrong))
     }
 
     fn parse(mut file: impl Read) -> io::Result<std::result::Result<Self, Wrong>> {
@@ -204,30 +125,18 @@ impl Trace {
         write().map_err(|error| Error::os(format!("writing the trace {}", path.display()), error))
     }
 
-    /// The name of each thread that has one.
+    /// The names of what the events have numbers of.
     #[must_use]
-    pub fn thread_names(&self) -> ThreadNames {
-        let mut names = BTreeMap::new();
-        for event in &self.events {
-            if let What::Thread { name } = &event.what
-                && !name.is_empty()
-            {
-                names.entry(event.thread).or_insert_with(|| name.clone());
-            }
-        }
-        ThreadNames(names)
+    pub fn names(&self) -> Names {
+        Names::of_events(&self.events)
     }
-}
 
-/// The names of a recording's threads.
-#[derive(Debug, Clone, Default)]
-pub struct ThreadNames(BTreeMap<u32, String>);
-
-impl ThreadNames {
-    /// A thread's name, or its number if it has none.
+    /// Whether it has what the device wrote into memory. Recordings before version 3 do not say: of them, those that have
+    /// any have it.
     #[must_use]
-    pub fn of(&self, thread: u32) -> String {
-        self.0.get(&thread).cloned().unwrap_or_else(|| thread.to_string())
+    pub fn has_dma_contents(&self) -> bool {
+        let any = || self.events.iter().any(|event| matches!(event.what, What::Data { .. }));
+        self.device.dma_contents.unwrap_or_else(any)
     }
 }
 
@@ -256,9 +165,9 @@ impl Header {
         let mut header = Self { version, first, length, claimed, scale: None, end: (0, 0) };
         match version {
             1 => return Ok(Ok((header, OLD_HEADER_WORDS as u64 * 8))),
-            VERSION => {}
+            2..=VERSION => {}
             other => {
-                let expected = "version 1 or 2: record again, or use the udrv that recorded it";
+                let expected = "version 1 to 3: record again, or use the udrv that recorded it";
                 return Ok(Err((format!("version {other}"), expected)));
             }
         }
@@ -300,7 +209,7 @@ impl Header {
                 continue;
             }
             unwritten = 0;
-            if self.version == VERSION && head.to_le_bytes()[0] == Tag::Clock as u8 {
+            if self.version > 1 && head.to_le_bytes()[0] == Tag::Clock as u8 {
                 scale.iter_mut().for_each(|scale| scale.add(time, nanoseconds));
                 continue;
             }

@@ -1,10 +1,9 @@
 //! A backend that records what passes through it.
 
-use super::event::Tag;
+use super::describe::Description;
+use super::event::{Tag, word};
 use super::log::Log;
-use super::read::Description;
 use crate::around::{Around, Call, Device, Layer, Signal};
-use crate::relay::Fate;
 use crate::watch::Watch;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -41,7 +40,8 @@ impl<B: Backend> Recorder<B> {
     /// # Errors
     /// [`Error::Os`] if the file cannot be made, or there is no room for it.
     pub fn new(inner: B, path: &Path, options: Options) -> Result<Self> {
-        let log = Log::create(path, &Description::of(&inner)?, options.events)?;
+        let description = Description { dma_contents: Some(options.dma_contents), ..Description::of(&inner)? };
+        let log = Log::create(path, &description, options.events)?;
         Self::wrap(inner, Recording { log, memory: options.dma_contents.then(Mutex::default) })
     }
 
@@ -60,9 +60,7 @@ impl Recording {
     fn record_memory(&self) {
         let Some(mut memory) = self.memory() else { return };
         for change in memory.changes() {
-            let mut word = [0; 8];
-            word.iter_mut().zip(&change.after).for_each(|(to, from)| *to = *from);
-            self.log.event(Tag::Data, 0, change.after.len() as u64, change.iova, u64::from_le_bytes(word));
+            self.log.event(Tag::Data, 0, change.after.len() as u64, change.iova, word(&change.after));
         }
     }
 }
@@ -91,9 +89,8 @@ impl Layer for Recording {
     #[inline]
     fn write<B: Backend>(&self, device: &Device<'_, B>, at: (RegionIndex, u64, Width), value: u64) -> Result<()> {
         let (region, offset, width) = at;
-        if let Some(mut memory) = self.memory() {
-            memory.settle();
-        }
+        // A driver that looks at memory for a transfer's end tells nobody when it found it, and goes on to the next.
+        self.record_memory();
         let slot = self.log.begin(Tag::Write, region.0, width.bytes(), offset, value);
         let outcome = device.inner.write(region, offset, width, value);
         self.log.end(slot, outcome.as_ref().map(|()| None).map_err(Error::errno));
@@ -135,19 +132,37 @@ impl Layer for Recording {
     fn signalled(&self, index: IrqIndex, vector: u32, count: u64) -> Signal {
         self.record_memory();
         self.log.event(Tag::Irq, index.0, 0, vector.into(), count);
-        Signal(Fate::Pass(1))
+        Signal::PASS
     }
 
     fn observe(&self, moment: Moment) {
-        let (tag, index, a, b) = match moment {
-            Moment::SectionBegins { domain, line } => (Tag::SectionBegin, 0, domain, line.into()),
-            Moment::SectionEnds { domain } => (Tag::SectionEnd, 0, domain, 0),
-            Moment::HandlerBegins { index, vector } => (Tag::HandlerBegin, index.0, vector.into(), 0),
-            Moment::HandlerEnds { index, vector, handled } => (Tag::HandlerEnd, index.0, vector.into(), handled.into()),
-            Moment::Streams { .. } => return,
-            Moment::Lent { iova, size } => (Tag::Lend, 0, iova, size),
-            Moment::Returned { iova, size } => (Tag::Return, 0, iova, size),
-        };
-        self.log.event(tag, index, 0, a, b);
+        let log = &self.log;
+        match moment {
+            Moment::SectionBegins { domain, at } => log.event(Tag::SectionBegin, 0, 0, domain, log.place(at).pack()),
+            Moment::SectionEnds { domain } => log.event(Tag::SectionEnd, 0, 0, domain, 0),
+            Moment::HandlerBegins { index, vector } => log.event(Tag::HandlerBegin, index.0, 0, vector.into(), 0),
+            Moment::HandlerEnds { index, vector, handled } => {
+                log.event(Tag::HandlerEnd, index.0, 0, vector.into(), handled.into());
+            }
+            Moment::ThreadedBegins { index, vector } => log.event(Tag::ThreadedBegin, index.0, 0, vector.into(), 0),
+            Moment::ThreadedEnds { index, vector } => log.event(Tag::ThreadedEnd, index.0, 0, vector.into(), 0),
+            Moment::BottomHalfBegins { domain, at } => {
+                log.event(Tag::BottomHalfBegin, 0, 0, domain, log.place(at).pack());
+            }
+            Moment::BottomHalfEnds { domain } => log.event(Tag::BottomHalfEnd, 0, 0, domain, 0),
+            Moment::Streams { .. } => {}
+            Moment::Lent { iova, size } => {
+                // What is in it until now is the driver's.
+                if let Some(mut memory) = self.memory() {
+                    memory.settle(Some((iova, size)));
+                }
+                log.event(Tag::Lend, 0, 0, iova, size);
+            }
+            Moment::Returned { iova, size } => {
+                // Before the driver takes it for its own.
+                self.record_memory();
+                log.event(Tag::Return, 0, 0, iova, size);
+            }
+        }
     }
 }

@@ -53,7 +53,7 @@ pub(super) fn tell(machine: &Machine<'_>, binaries: &Path) -> Result<Vec<Verdict
     initramfs::build(machine.kernel, &MODULES, include_str!("own_drivers.sh"), &machine.initramfs())?;
     let sockets = std::env::temp_dir().join(format!("udrv-own-drivers-{}", std::process::id()));
     fs::create_dir_all(&sockets).with_context(|| format!("cannot create {}", sockets.display()))?;
-    let told = Stub::start(binaries, &["nvme", "uart16550"], &sockets).map(|_stub| boot_twice(machine, &sockets));
+    let told = Stub::start(binaries, &["nvme", "uart16550"], &sockets, &[]).map(|_stub| boot_twice(machine, &sockets));
     drop(fs::remove_dir_all(&sockets));
     let verdicts = told?;
     fs::remove_file(machine.initramfs())?;

@@ -1,0 +1,156 @@
+//! What is made of recordings: where two part, documents for other programs, pictures.
+
+use std::time::Duration;
+use udrv_backend::{IrqIndex, RegionIndex, Width};
+use udrv_debug::trace::{Event, Outcome, Trace, What, diff, latencies, perfetto, plot};
+use udrv_edu::registers::MAP;
+use udrv_tests::recording::{File, count, halves, recorder, small, tour};
+
+#[test]
+fn diff_finds_one_bit_that_changed_and_nothing_between_equal_runs() {
+    let (one, other) = (File::new("diff-a"), File::new("diff-b"));
+    tour(&one.0);
+    tour(&other.0);
+    let [one, mut other] = [&one, &other].map(|file| Trace::open(&file.0).expect("a trace"));
+    assert_eq!(diff(&one, &other), None);
+    let changed = other.events.iter_mut().rev().find_map(|event| match &mut event.what {
+        What::Write { offset: 0x60, value, .. } => {
+            *value ^= 4;
+            Some(event.number)
+        }
+        _ => None,
+    });
+    let found = diff(&one, &other).expect("a divergence");
+    assert_eq!(found.second.as_ref().map(|event| event.number), changed);
+    assert!(
+        matches!(found.first, Some(Event { what: What::Write { offset: 0x60, value: 0x10, .. }, .. })),
+        "{found:?}"
+    );
+}
+
+/// Of accesses to configuration space and BAR 0 by one thread.
+fn made_of(accesses: &[What]) -> Trace {
+    let file = File::new(&format!("made-of-{:?}", std::thread::current().id()));
+    drop(recorder(&file.0, small()));
+    let event = |(number, what): (usize, &What)| Event {
+        number: number as u64,
+        time: Duration::ZERO,
+        thread: 1,
+        what: what.clone(),
+    };
+    let events = accesses.iter().enumerate().map(event).collect();
+    Trace { events, ..Trace::open(&file.0).expect("a trace") }
+}
+
+const COMMAND: u64 = 4;
+
+fn read(region: RegionIndex, value: u64) -> What {
+    What::Read { region, offset: COMMAND, width: Width::Bits16, value, outcome: Outcome::Done }
+}
+
+fn write(region: RegionIndex, value: u64) -> What {
+    What::Write { region, offset: COMMAND, width: Width::Bits16, value, outcome: Outcome::Done }
+}
+
+#[test]
+fn diff_takes_bits_that_a_register_was_left_with_for_no_divergence_and_those_that_a_driver_changes_for_one() {
+    let run = |region, found, written| made_of(&[read(region, found), write(region, written)]);
+    for region in [RegionIndex::CONFIG, RegionIndex::BAR0] {
+        // Memory space is on already, and INTx was left disabled: both runs turn on memory space and bus mastering.
+        assert_eq!(diff(&run(region, 0, 6), &run(region, 0x402, 0x406)), None);
+        for (found, written) in [(0, 4), (0x400, 0x402), (0, 0x406)] {
+            let parted = diff(&run(region, 0, 6), &run(region, found, written)).expect("a divergence");
+            assert_eq!(parted.second.map(|event| event.what), Some(write(region, written)), "{found:#x}");
+        }
+    }
+}
+
+#[test]
+fn diff_compares_a_register_that_is_only_read_and_any_once_it_was_written() {
+    let bar = RegionIndex::BAR0;
+    assert!(diff(&made_of(&[read(bar, 0)]), &made_of(&[read(bar, 1)])).is_some(), "only read");
+    let run = |found, after| made_of(&[read(bar, found), write(bar, 6), read(bar, after)]);
+    let parted = diff(&run(0, 6), &run(1, 7)).expect("a divergence");
+    assert_eq!(parted.second.map(|event| event.number), Some(2));
+    assert!(diff(&made_of(&[write(bar, 6)]), &made_of(&[write(bar, 7)])).is_some(), "written at once");
+}
+
+#[test]
+fn diff_takes_polls_for_one_if_they_are_of_one_register_in_one_width() {
+    let poll = |count, width| {
+        let one = What::Read { region: RegionIndex::BAR0, offset: 0, width, value: 7, outcome: Outcome::Done };
+        made_of(&vec![one; count])
+    };
+    assert_eq!(diff(&poll(1, Width::Bits32), &poll(5, Width::Bits32)), None);
+    assert!(diff(&poll(1, Width::Bits32), &poll(1, Width::Bits16)).is_some());
+}
+
+#[test]
+fn perfetto_document_counts_what_the_trace_has() {
+    let file = File::new("perfetto");
+    tour(&file.0);
+    let trace = Trace::open(&file.0).expect("a trace");
+    let text = perfetto(&trace, Some(&MAP)).to_string();
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let events = document["traceEvents"].as_array().expect("events");
+    let named = |prefix: &str| {
+        let is = |event: &&serde_json::Value| event["name"].as_str().is_some_and(|name| name.starts_with(prefix));
+        events.iter().filter(is).count()
+    };
+    assert_eq!(named("write "), count(&trace, |what| matches!(what, What::Write { .. })));
+    assert_eq!(named("read "), count(&trace, |what| matches!(what, What::Read { .. })));
+    assert_eq!(named("raised MSI 0"), count(&trace, |what| matches!(what, What::Irq { .. })));
+    assert_eq!(named("delivered MSI 0"), count(&trace, |what| matches!(what, What::HandlerBegin { .. })));
+    let of = |phase: &str, place: &str, is: serde_json::Value| {
+        events.iter().filter(|event| event["ph"] == phase && event[place] == is).count()
+    };
+    assert_eq!(of("B", "pid", 2.into()), count(&trace, |what| matches!(what, What::HandlerBegin { .. })));
+    assert_eq!(of("B", "pid", 3.into()), count(&trace, |what| matches!(what, What::SectionBegin { .. })));
+    assert_eq!(of("b", "cat", "mapped".into()), count(&trace, |what| matches!(what, What::Map { .. })));
+    assert_eq!(of("b", "cat", "in flight".into()), count(&trace, |what| matches!(what, What::Lend { .. })));
+    let ends = events.iter().filter(|event| event["ph"] == "E" && event["pid"] == 2);
+    let ended = trace.events.iter().filter(|event| matches!(event.what, What::HandlerEnd { .. }));
+    let ended = ended.map(|event| event.time.as_nanos() as f64 / 1000.0);
+    assert!(ends.map(|event| event["ts"].as_f64().expect("a time")).eq(ended), "handlers end when they did");
+    let phase = |phase: &str| events.iter().filter(|event| event["ph"] == phase).count();
+    assert!(phase("B") >= 12 && phase("b") >= 4, "handlers, a section, mappings, transfers");
+    assert_eq!((phase("b"), phase("B")), (phase("e"), phase("E")), "what begins ends");
+    assert!(named("write interrupt acknowledge") > 0, "registers have their names");
+    assert!(events.iter().all(|event| event["ph"] == "M" || event["ts"].is_number()));
+}
+
+#[test]
+fn perfetto_document_and_plot_have_threaded_and_bottom_halves() {
+    let file = File::new("perfetto-halves");
+    halves(&file.0);
+    let trace = Trace::open(&file.0).expect("a trace");
+    let document = perfetto(&trace, None);
+    let events = document["traceEvents"].as_array().expect("events");
+    let of =
+        |phase: &str, kind: u32| events.iter().filter(|event| event["ph"] == phase && event["pid"] == kind).count();
+    assert_eq!([of("B", 4), of("E", 4), of("B", 5), of("E", 5)], [3; 4]);
+    let name = |event: &&serde_json::Value| event["name"].as_str().is_some_and(|name| name.contains("recording.rs:"));
+    assert_eq!(events.iter().filter(name).count(), 3, "bottom halves have where they were made");
+    let svg = plot(&trace);
+    assert!(svg.contains(">threaded handlers (3)") && svg.contains(">bottom halves (3)"), "{svg}");
+}
+
+#[test]
+fn plot_has_each_source_and_each_region_and_latencies_are_what_passed() {
+    let file = File::new("plot");
+    tour(&file.0);
+    let mut trace = Trace::open(&file.0).expect("a trace");
+    trace.device.address = "<b>&".into();
+    let found = latencies(&trace);
+    let deliveries = count(&trace, |what| matches!(what, What::HandlerBegin { .. }));
+    let times = found.get(&(IrqIndex::MSI.0, 0)).expect("MSI 0");
+    assert!((11..=deliveries).contains(&times.len()), "{times:?}");
+    assert!(times.iter().all(|time| !time.is_zero() && time.as_secs() < 5), "{times:?}");
+    let svg = plot(&trace);
+    for text in
+        ["&lt;b&gt;&amp;", ">read BAR0 (", ">write config (", ">handlers (", ">DMA in flight (", "MSI 0: raised"]
+    {
+        assert!(svg.contains(text), "no `{text}`");
+    }
+    assert_eq!(svg.matches("<text").count(), svg.matches("</text>").count());
+}
