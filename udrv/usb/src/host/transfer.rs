@@ -45,6 +45,7 @@ pub(super) struct InFlight {
 #[derive(Default)]
 struct Table {
     transfers: HashMap<TransferId, Flying>,
+    #[expect(clippy::vec_box, reason = "libusb is handed the box as it is: a transfer needs no new memory")]
     idle: Vec<Box<Flight>>,
     /// Interfaces that may be used. usbfs would claim any other one for whoever uses it, and so keep the kernel's driver
     /// from coming back to an interface that has just been released.
