@@ -4,18 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
-use udrv_backend::clock::now;
 use udrv_usb::{Buffer, Completion, Device, Setup, Status, Transfer};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const LENGTH: usize = 18;
 const GET_DEVICE_DESCRIPTOR: Setup = Setup { request_type: 0x80, request: 6, value: 0x0100, index: 0 };
 
-/// Microseconds a transfer, of `count`, `in_flight` at a time.
-pub fn microseconds(device: &Device, count: u64, in_flight: u64) -> f64 {
+/// Seconds a transfer, of `count`, `in_flight` at a time, by the clock.
+pub fn seconds(device: &Device, count: u64, in_flight: u64, clock: impl Fn() -> f64) -> f64 {
     let (ended, all_ended) = channel();
     let left = Arc::new(AtomicU64::new(count - in_flight));
-    let begin = now();
+    let begin = clock();
     for _ in 0..in_flight {
         again(device.clone(), Buffer::zeroed(LENGTH), Arc::clone(&left), ended.clone());
     }
@@ -23,7 +22,7 @@ pub fn microseconds(device: &Device, count: u64, in_flight: u64) -> f64 {
     for _ in 0..in_flight {
         all_ended.recv_timeout(PATIENCE).expect("the end of the transfers");
     }
-    begin.elapsed().as_secs_f64() * 1e6 / count as f64
+    (clock() - begin) / count as f64
 }
 
 fn again(device: Device, mut buffer: Buffer, left: Arc<AtomicU64>, ended: Sender<()>) {

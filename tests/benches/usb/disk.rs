@@ -125,7 +125,8 @@ impl Disk {
     pub fn controls(&self, in_flight: u64) -> f64 {
         let device = self.open();
         device.backend().claim(0).expect("claimed");
-        controls::microseconds(&device, CONTROLS, in_flight)
+        let begin = now();
+        controls::seconds(&device, CONTROLS, in_flight, || begin.elapsed().as_secs_f64()) * 1e6
     }
 
     /// As [`Disk::controls`]; `deadlines` if each transfer has one.

@@ -1,13 +1,15 @@
 //! What the layers above the kernel cost: on descriptor 99, whose transfers end as soon as they are submitted (`node.c`).
 
 use crate::controls;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
 use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use udrv_usb::{Device, host::Host, lease};
 
 /// Transfers in a round.
-pub const TRANSFERS: u64 = 300_000;
+pub const TRANSFERS: u64 = 100_000;
 
 pub struct Node {
     peer: String,
@@ -32,9 +34,9 @@ impl Node {
         Self { peer, device }
     }
 
-    /// Nanoseconds a transfer, `in_flight` at a time.
+    /// Nanoseconds of a processor that a transfer takes, `in_flight` at a time: those that other programs take do not count.
     pub fn transfers(&self, in_flight: u64) -> f64 {
-        controls::microseconds(&self.device, TRANSFERS, in_flight) * 1e3
+        controls::seconds(&self.device, TRANSFERS, in_flight, processor_seconds) * 1e9
     }
 
     /// As [`Node::transfers`]; `deadlines` if each transfer has one.
@@ -49,6 +51,13 @@ impl Node {
             .unwrap_or_else(|_| panic!("the peer: {}", String::from_utf8_lossy(&output.stderr)));
         microseconds * 1e3
     }
+}
+
+/// Seconds of a processor that this process has had.
+fn processor_seconds() -> f64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("its own usage");
+    let seconds = |time: TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    seconds(usage.user_time()) + seconds(usage.system_time())
 }
 
 fn node() -> BorrowedFd<'static> {

@@ -4,7 +4,7 @@
  *   peer VID:PID mapped BYTES    the same into memory that the kernel shares with the host controller
  *   peer VID:PID control N Q     N times GET_DESCRIPTOR, Q in flight; prints microseconds a transfer
  *   peer VID:PID without N Q     the same without deadlines
- *   peer node control N Q        the same on descriptor 99, a usbfs node that is open (node.c)
+ *   peer node control N Q        the same on descriptor 99, a usbfs node that is open (node.c), and in time of the processor
  */
 #include <libusb.h>
 #include <stdio.h>
@@ -22,10 +22,12 @@ static void check(int code, const char *doing)
 	}
 }
 
+static clockid_t clock_used = CLOCK_MONOTONIC;
+
 static double now(void)
 {
 	struct timespec time;
-	clock_gettime(CLOCK_MONOTONIC, &time);
+	clock_gettime(clock_used, &time);
 	return time.tv_sec + time.tv_nsec / 1e9;
 }
 
@@ -111,8 +113,10 @@ int main(int count, char **arguments)
 	int is_node = count > 4 && !strcmp(arguments[1], "node");
 	if (!is_node && (count < 4 || sscanf(arguments[1], "%x:%x", &vendor, &product) != 2))
 		return 2;
-	if (is_node)
+	if (is_node) {
+		clock_used = CLOCK_PROCESS_CPUTIME_ID;
 		libusb_set_option(NULL, LIBUSB_OPTION_NO_DEVICE_DISCOVERY);
+	}
 	check(libusb_init(NULL), "starting libusb");
 	if (is_node)
 		check(libusb_wrap_sys_device(NULL, 99, &handle), "taking descriptor 99");

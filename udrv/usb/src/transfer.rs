@@ -202,6 +202,7 @@ pub enum Status {
     /// The device is not there any more.
     Gone,
     /// No valid answer on the bus: no handshake, CRC, bit stuffing, a missed interval.
+    /// So may one end that is under way while the plug is pulled, before the hub has noticed; what comes after is gone.
     Error,
 }
 

@@ -100,6 +100,13 @@ impl HostDevice {
         Ok(Self { info, open: Some(open), bus: Arc::clone(bus), lease })
     }
 
+    /// As [`explain`]; what fails since the device has been unplugged has other words in between.
+    fn explained(&self, doing: &str, error: rusb::Error) -> Error {
+        let asked = self.open.as_ref().map(|open| open.handle.kernel_driver_active(0));
+        let error = if asked == Some(Err(rusb::Error::NoDevice)) { rusb::Error::NoDevice } else { error };
+        explain(&self.info.address, doing, error)
+    }
+
     fn opened(&self) -> Result<&Open> {
         // Only `drop` takes it.
         self.open.as_ref().ok_or_else(|| Error::Gone { device: self.info.address.clone(), why: "it is closed".into() })
@@ -276,13 +283,13 @@ impl UsbBackend for HostDevice {
 
     fn configuration(&self) -> Result<u8> {
         let active = self.opened()?.handle.active_configuration();
-        active.map_err(|error| explain(&self.info.address, "reading its configuration", error))
+        active.map_err(|error| self.explained("reading its configuration", error))
     }
 
     fn set_configuration(&self, value: u8) -> Result<()> {
         let open = self.opened()?;
         let doing = format!("setting configuration {value}");
-        let explained = |error| explain(&self.info.address, &doing, error);
+        let explained = |error| self.explained(&doing, error);
         let state = open.lock();
         if let Some(interface) = state.claimed.first() {
             let why = format!("{doing}: interface {interface} is claimed");
@@ -307,7 +314,7 @@ impl UsbBackend for HostDevice {
             return Err(Error::Unavailable { device: self.info.address.clone(), why, advice });
         }
         let doing = format!("claiming interface {interface}");
-        open.handle.claim_interface(interface).map_err(|error| explain(&self.info.address, &doing, error))?;
+        open.handle.claim_interface(interface).map_err(|error| self.explained(&doing, error))?;
         state.claimed.insert(interface);
         open.in_flight.set_claimed(interface, true);
         Ok(())
@@ -330,7 +337,7 @@ impl UsbBackend for HostDevice {
         let _ = open.handle.set_auto_detach_kernel_driver(false);
         let released = open.handle.release_interface(interface);
         let _ = open.handle.set_auto_detach_kernel_driver(true);
-        released.map_err(|error| explain(&self.info.address, &doing, error))
+        released.map_err(|error| self.explained(&doing, error))
     }
 
     fn abandon(&self) -> Result<()> {
@@ -349,7 +356,7 @@ impl UsbBackend for HostDevice {
     fn set_alternate(&self, interface: u8, alternate: u8) -> Result<()> {
         let doing = format!("setting alternate setting {alternate} of interface {interface}");
         let set = self.quiesce(Some(interface))?.0.handle.set_alternate_setting(interface, alternate);
-        set.map_err(|error| explain(&self.info.address, &doing, error))
+        set.map_err(|error| self.explained(&doing, error))
     }
 
     fn clear_halt(&self, endpoint: EndpointAddress) -> Result<()> {
@@ -361,7 +368,7 @@ impl UsbBackend for HostDevice {
         }
         let cleared = open.handle.clear_halt(endpoint.0);
         drop(state);
-        cleared.map_err(|error| explain(&self.info.address, &format!("clearing the halt of {endpoint}"), error))
+        cleared.map_err(|error| self.explained(&format!("clearing the halt of {endpoint}"), error))
     }
 
     fn reset(&self) -> Result<()> {
@@ -370,7 +377,7 @@ impl UsbBackend for HostDevice {
             Err(rusb::Error::NotFound) => {
                 Err(Error::Gone { device: self.info.address.clone(), why: "it came back as another device".into() })
             }
-            Err(error) => Err(explain(&self.info.address, "resetting it", error)),
+            Err(error) => Err(self.explained("resetting it", error)),
         }
     }
 }

@@ -132,8 +132,10 @@ impl Flight {
     /// # Safety
     /// To be called once, by the callback, with what libusb passes to it.
     pub(super) unsafe fn back(raw: *mut ffi::libusb_transfer) -> Box<Self> {
+        // SAFETY: libusb passes a transfer that was submitted, as this function demands.
+        let flight = unsafe { (*raw).user_data };
         // SAFETY: `submit` has put a leaked box there, and libusb is done with it.
-        unsafe { Box::from_raw((*raw).user_data.cast()) }
+        unsafe { Box::from_raw(flight.cast()) }
     }
 
     /// Takes out what it carries, as it was submitted.

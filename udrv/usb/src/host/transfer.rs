@@ -45,6 +45,7 @@ pub(super) struct InFlight {
 #[derive(Default)]
 struct Table {
     transfers: HashMap<TransferId, Flying>,
+    #[expect(clippy::vec_box, reason = "libusb is handed the box as it is: a transfer needs no new memory")]
     idle: Vec<Box<Flight>>,
     /// Interfaces that may be used. usbfs would claim any other one for whoever uses it, and so keep the kernel's driver
     /// from coming back to an interface that has just been released.
@@ -124,6 +125,9 @@ impl InFlight {
                 let load = flight.unload();
                 table.keep(flight);
                 drop(table);
+                // Between two steps of being unplugged the kernel has other words for it, of which libusb makes this one.
+                let unplugged = code == c::LIBUSB_ERROR_IO && is_unplugged(handle.as_raw());
+                let code = if unplugged { c::LIBUSB_ERROR_NO_DEVICE } else { code };
                 // What is dropped with `done` may call.
                 load.map_or(Ok(()), |load| Err((NotTaken::Code(code), load.transfer)))
             }
@@ -186,6 +190,13 @@ impl InFlight {
     }
 }
 
+/// Whether the kernel knows that the device is unplugged. It is waited for where it is just finding that out.
+fn is_unplugged(handle: *mut ffi::libusb_device_handle) -> bool {
+    // SAFETY: the handle is open: it has a transfer, or the caller a reference to it. Asks the kernel, not the device.
+    let active = unsafe { ffi::libusb_kernel_driver_active(handle, 0) };
+    active == c::LIBUSB_ERROR_NO_DEVICE
+}
+
 /// libusb's callback: on whatever thread handles its events, with its locks held. So it only takes the flight back and
 /// leaves the rest to the loop.
 pub(super) extern "system" fn ended(raw: *mut ffi::libusb_transfer) {
@@ -195,11 +206,15 @@ pub(super) extern "system" fn ended(raw: *mut ffi::libusb_transfer) {
     let Some(load) = flight.unload() else { return };
     let (in_flight, finished) = (Arc::clone(&load.in_flight), Arc::clone(&load.finished));
     in_flight.urbs.fetch_sub(urbs, Ordering::Relaxed);
+    // SAFETY: still ours to read, in the callback.
+    let handle = unsafe { (*raw).dev_handle };
     let mut table = lock(&in_flight.table);
     let cancelled = table.transfers.remove(&load.id).is_some_and(|flying| flying.cancelled);
     let ended = flight.end(load, |status| match status {
         // The kernel's doing: the device is being unplugged, or was taken from us.
         Status::Cancelled if !cancelled => Status::Gone,
+        // No answer came since nobody is there any more.
+        Status::Error if is_unplugged(handle) => Status::Gone,
         status => status,
     });
     // libusb does not touch it after this: a callback may even free it.
