@@ -220,6 +220,8 @@ def add_summary(category, name, is_regex):
 
 def load(debugger):
     target = debugger.GetSelectedTarget()
+    # Seconds that lldb waits for its own server: an emulated machine takes longer than the 5 it has otherwise.
+    debugger.HandleCommand("settings set plugin.process.gdb-remote.packet-timeout 60")
     debugger.HandleCommand('command container add -h "Devices, registers, interrupts and DMA of a udrv driver." udrv')
     for name, command, doc in commands.ASKED:
         run = lambda target, words, command=command: commands.ask(pid_of(target.GetProcess()), command, words)
