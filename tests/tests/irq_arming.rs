@@ -100,27 +100,57 @@ fn registration_that_fails_halfway_leaves_its_line_disarmed_and_free() {
 }
 
 #[test]
-fn storm_whose_rearming_fails_stays_masked_until_it_succeeds() {
+fn storm_whose_rearming_fails_stays_disarmed_until_it_succeeds() {
     for delivery in DELIVERIES {
         let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
         let options = IrqOptions { storm_window: 100, ..IrqOptions::default() };
-        let irq = domain.register_with(&device.backend(), IrqIndex::MSI, 0, options, |_| IrqReturn::None);
+        let irq = domain.register_with(&device.backend(), IrqIndex::INTX, 0, options, |_| IrqReturn::None);
         let irq = irq.expect("registered");
         until("a storm", || {
             irq.pend();
             irq.stats().stormed
         });
-        device.on_arming(refusing_once());
+        device.on_unmasking(refusing_once());
 
         irq.rearm().expect_err("refused");
-        assert!(irq.stats().stormed && !device.is_armed(0), "{delivery:?}");
+        assert!(irq.stats().stormed && !device.pin_is_armed(), "{delivery:?}");
         let delivered = irq.stats().delivered;
         irq.rearm().expect("rearmed");
         until("one for what came meanwhile", || {
             domain.deliver();
             irq.stats().delivered > delivered
         });
-        assert!(device.is_armed(0), "{delivery:?}");
+        assert!(device.pin_is_armed(), "{delivery:?}");
+    }
+}
+
+#[test]
+fn line_that_is_being_given_back_is_waited_for() {
+    for delivery in DELIVERIES {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let ((begin, begun), (end, may_end)) = (mpsc::channel(), mpsc::channel::<()>());
+        let runs = Arc::new(AtomicU64::new(0));
+        let handler = acknowledging(&device, &runs);
+        let first = domain.register_with(&device.backend(), IrqIndex::INTX, 0, SHARED, handler).expect("registered");
+        let mut once = Some(());
+        device.on_disarming(move || {
+            if once.take().is_some() {
+                _ = begin.send(());
+                _ = may_end.recv_timeout(PATIENCE);
+            }
+            Ok(())
+        });
+        let dropper = std::thread::spawn(move || drop(first));
+        begun.recv_timeout(PATIENCE).expect("it is being disarmed");
+        let (its_domain, backend, handler) = (domain.clone(), device.backend(), acknowledging(&device, &runs));
+        let second = std::thread::spawn(move || its_domain.register_with(&backend, IrqIndex::INTX, 0, SHARED, handler));
+        let pause = Deadline::after(Duration::from_millis(50));
+        until("the second, or none", || second.is_finished() || pause.remaining().is_none());
+        end.send(()).expect("told");
+
+        dropper.join().expect("the drop returns");
+        let _second = second.join().expect("no panic").expect("the line is free by then");
+        assert_delivers(&device, &domain, &runs);
     }
 }
 

@@ -255,6 +255,10 @@ fn dropped_registration_waits_for_its_handler() {
         let runner = std::thread::spawn(move || waiting.wait("it", soon(), || ran.load(Ordering::SeqCst) == 1));
         is_inside.recv_timeout(Duration::from_secs(10)).expect("the handler runs");
         let dropper = std::thread::spawn(move || drop(irq));
+        // Nothing to wait for but time itself: it must not end.
+        let pause = Deadline::after(Duration::from_millis(20));
+        soon().poll("a while", || Ok(dropper.is_finished() || pause.remaining().is_none())).expect("a while");
+        assert!(!dropper.is_finished(), "{delivery:?}: the drop returned while the handler runs");
         leave.send(()).expect("leave");
         dropper.join().expect("the drop returns");
         assert_eq!(finished.load(Ordering::SeqCst), 1, "{delivery:?}: the drop returned before the handler");

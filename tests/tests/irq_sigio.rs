@@ -36,7 +36,7 @@ extern "C" fn told(_signal: libc::c_int, info: *mut libc::siginfo_t, _context: *
     if code == POLL_IN {
         // struct siginfo_t: three ints, an alignment, then si_band (a long) and si_fd.
         // SAFETY: with POLL_IN the kernel has filled both.
-        DESCRIPTOR.store(unsafe { info.cast::<i32>().byte_add(24).read() }, Ordering::SeqCst);
+        DESCRIPTOR.store(unsafe { info.wrapping_byte_add(24).cast::<i32>().read() }, Ordering::SeqCst);
     }
 }
 

@@ -26,8 +26,9 @@ pub fn soon() -> Deadline {
 pub struct Lines {
     info: DeviceInfo,
     state: Mutex<State>,
-    /// Asked before a vector is given a trigger, and before the pin is unmasked.
+    /// Asked before a vector is given a trigger, before one loses its trigger, and before the pin is unmasked.
     arming: Asked,
+    disarming: Asked,
     unmasking: Asked,
 }
 
@@ -69,12 +70,23 @@ fn write_to(fd: &OwnedFd, bytes: &[u8]) -> bool {
 impl Lines {
     pub fn new() -> Arc<Self> {
         let info = DeviceInfo { address: "model:lines".into(), regions: 0, irqs: 3 };
-        Arc::new(Self { info, state: Mutex::default(), arming: Mutex::default(), unmasking: Mutex::default() })
+        Arc::new(Self {
+            info,
+            state: Mutex::default(),
+            arming: Mutex::default(),
+            disarming: Mutex::default(),
+            unmasking: Mutex::default(),
+        })
     }
 
     /// Lets arming fail with what `answer` says.
     pub fn on_arming(&self, answer: impl FnMut() -> Result<()> + Send + 'static) {
         *self.arming.lock().expect("no test panics inside") = Some(Box::new(answer));
+    }
+
+    /// Lets disarming fail with what `answer` says.
+    pub fn on_disarming(&self, answer: impl FnMut() -> Result<()> + Send + 'static) {
+        *self.disarming.lock().expect("no test panics inside") = Some(Box::new(answer));
     }
 
     /// Lets unmasking fail with what `answer` says.
@@ -151,9 +163,7 @@ impl Backend for Lines {
         Err(Error::NoSuchRegion { region, count: 0 })
     }
     fn set_triggers(&self, index: IrqIndex, start: u32, triggers: &[Option<Trigger<'_>>]) -> Result<()> {
-        if triggers.iter().any(Option::is_some) {
-            ask(&self.arming)?;
-        }
+        ask(if triggers.iter().any(Option::is_some) { &self.arming } else { &self.disarming })?;
         let mut state = self.state();
         for (vector, trigger) in (start as usize..).zip(triggers) {
             let fd = trigger.map(|fd| fd.as_fd().try_clone_to_owned().expect("a descriptor"));
