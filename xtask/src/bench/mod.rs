@@ -1,6 +1,7 @@
 //! `cargo xtask bench NAME`: measures beside their peers, as a table, `target/bench/NAME.json` and `NAME.svg`.
 
 mod nvme;
+mod row;
 
 use anyhow::Result;
 
