@@ -7,13 +7,15 @@ udrv=$1 rounds=$2 seconds=$3
 stub=$UDRV_BIN/stub-driver
 nvme=0000:00:06.0
 disk=/dev/nvme0n1
+# The namespace whose every command takes milliseconds.
+slow=/dev/nvme0n2
 
 wait_for_disk() {
     read -r up _ </proc/uptime
     end=$((${up%.*} + 60))
-    until [ -b "$disk" ]; do
+    until [ -b "$disk" ] && [ -b "$slow" ]; do
         read -r up _ </proc/uptime
-        [ "${up%.*}" -lt "$end" ] || { echo "no $disk" >&2; exit 1; }
+        [ "${up%.*}" -lt "$end" ] || { echo "no $disk or no $slow" >&2; exit 1; }
     done
 }
 
@@ -46,6 +48,9 @@ while [ "$round" -lt "$rounds" ]; do
     theirs randread-qd32-polled --rw=randread --bs=4k --iodepth=32 --hipri
     theirs read-128k --rw=read --bs=128k --iodepth=8
     theirs write-128k --rw=write --bs=128k --iodepth=8
+    for queues in 1 2 4 8 32; do
+        theirs growth-$queues --filename="$slow" --rw=randread --bs=4k --iodepth=1 --numjobs=$queues --group_reporting --thread
+    done
     "$stub" bind "$nvme" >/dev/null
     ours randread-qd1-interrupt interrupt --depth 1
     ours randread-qd1-polled polled --depth 1
@@ -53,9 +58,8 @@ while [ "$round" -lt "$rounds" ]; do
     ours randread-qd32-polled polled --depth 32
     ours read-128k interrupt --work read --size 131072 --depth 8
     ours write-128k interrupt --work write --size 131072 --depth 8
-    # polled, so that all of them wait in the same way
-    for queues in 1 2 4 8; do
-        ours growth-$queues polled --depth 8 --queues $queues
+    for queues in 1 2 4 8 32; do
+        ours growth-$queues interrupt --namespace 2 --depth 1 --queues $queues
     done
     "$stub" release "$nvme" >/dev/null
     wait_for_disk

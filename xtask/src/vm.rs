@@ -86,13 +86,13 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
     }
 }
 
-/// Runs one command in the virtual machine, for what it says; that is shown too.
-pub(crate) fn capture(command: &[String], limit: Duration) -> Result<String> {
+/// Runs one command in the virtual machine, which has `more` of QEMU's options, for what it says; that is shown too.
+pub(crate) fn capture(command: &[String], more: &'static [&'static str], limit: Duration) -> Result<String> {
     build_binaries()?;
     let repo = repo_root();
     let kernel =
         kernel::prepare(&machine::target_dir(&repo)?.join("vm")).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, &command_script(command))?;
+    let job = Job::new(&repo, &kernel, &command_script(command))?.with_devices(more);
     let mut said = Vec::new();
     let end = job.boot(Console::Output(limit), |output| {
         said.extend_from_slice(output);

@@ -88,6 +88,7 @@ pub struct Command(pub [u32; 16]);
 impl Command {
     /// A command on a namespace, or on none (0).
     #[must_use]
+    #[inline]
     pub const fn new(opcode: u8, namespace: u32) -> Self {
         let mut dwords = [0; 16];
         dwords[0] = opcode as u32;
@@ -97,6 +98,7 @@ impl Command {
 
     /// Sets Command Dword 10.
     #[must_use]
+    #[inline]
     pub const fn cdw10(mut self, value: u32) -> Self {
         self.0[10] = value;
         self
@@ -104,6 +106,7 @@ impl Command {
 
     /// Sets Command Dword 11.
     #[must_use]
+    #[inline]
     pub const fn cdw11(mut self, value: u32) -> Self {
         self.0[11] = value;
         self
@@ -111,6 +114,7 @@ impl Command {
 
     /// Sets Command Dword 12.
     #[must_use]
+    #[inline]
     pub const fn cdw12(mut self, value: u32) -> Self {
         self.0[12] = value;
         self
@@ -118,12 +122,14 @@ impl Command {
 
     /// Sets Starting LBA: Command Dwords 10 and 11 of the commands that have one (6).
     #[must_use]
+    #[inline]
     pub const fn lba(self, lba: u64) -> Self {
         self.cdw10(lba as u32).cdw11((lba >> 32) as u32)
     }
 
     /// Sets the Command Identifier.
     #[must_use]
+    #[inline]
     pub const fn identified(mut self, id: u16) -> Self {
         self.0[0] = self.0[0] & 0xffff | (id as u32) << 16;
         self
@@ -131,12 +137,24 @@ impl Command {
 
     /// Sets the data pointer (4.3).
     #[must_use]
+    #[inline]
     pub const fn data(mut self, [first, second]: [u64; 2]) -> Self {
         self.0[6] = first as u32;
         self.0[7] = (first >> 32) as u32;
         self.0[8] = second as u32;
         self.0[9] = (second >> 32) as u32;
         self
+    }
+
+    /// As it is in memory, 8 bytes at a time.
+    #[must_use]
+    #[inline]
+    pub const fn qwords(&self) -> [u64; 8] {
+        const fn pair(low: u32, high: u32) -> u64 {
+            low as u64 | (high as u64) << 32
+        }
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [pair(a, b), pair(c, d), pair(e, f), pair(g, h), pair(i, j), pair(k, l), pair(m, n), pair(o, p)]
     }
 
     /// The opcode.
@@ -222,6 +240,7 @@ impl Outcome {
 
     /// SC, with SCT above it.
     #[must_use]
+    #[inline]
     pub const fn code(self) -> u16 {
         self.0 & 0x7ff
     }
@@ -237,12 +256,14 @@ impl Outcome {
 
     /// Whether the command did what it says.
     #[must_use]
+    #[inline]
     pub const fn is_success(self) -> bool {
         self.code() == 0
     }
 
     /// Whether it was ended from this side, and did no harm to try again.
     #[must_use]
+    #[inline]
     pub const fn is_ended_by_host(self) -> bool {
         let code = self.code();
         code == Self::ABORT_REQUESTED.0 || code == Self::QUEUE_DELETED.0 || code == Self::ABORTED_BY_HOST.0
@@ -295,16 +316,17 @@ pub struct Completion {
 }
 
 impl Completion {
-    /// From Dwords 0, 2 and 3.
+    /// From Dwords 0 and 1, and 2 and 3.
     #[must_use]
-    pub const fn from_dwords(result: u32, queue: u32, status: u32) -> Self {
+    #[inline]
+    pub const fn from_qwords([low, high]: [u64; 2]) -> Self {
         Self {
-            result,
-            submission_head: queue as u16,
-            queue: (queue >> 16) as u16,
-            id: status as u16,
-            phase: status >> 16 & 1 != 0,
-            outcome: Outcome((status >> 17) as u16),
+            result: low as u32,
+            submission_head: high as u16,
+            queue: (high >> 16) as u16,
+            id: (high >> 32) as u16,
+            phase: high >> 48 & 1 != 0,
+            outcome: Outcome((high >> 49) as u16),
         }
     }
 

@@ -105,6 +105,57 @@ fn blocking_call_is_given_up_when_every_try_is_aborted() {
 }
 
 #[test]
+fn queue_that_is_dropped_leaves_its_place_to_the_next() {
+    let Rig { queue, mut controller, namespace, .. } = rig(Wait::Interrupt);
+    let config = QueueConfig { depth: 4, wait: Wait::Interrupt, timeout: Duration::from_secs(20) };
+    // The controller gave two; the rig's has the first.
+    for _ in 0..5 {
+        let mut second = controller.io_queue(config).expect("a queue");
+        assert_eq!(second.id(), 2);
+        let refused = controller.io_queue(config).map(drop).expect_err("a third").to_string();
+        assert!(refused.contains("all 2 I/O queue pairs"), "{refused}");
+        second.read(&namespace, 0, &mut [0; 4096]).expect("it works");
+        let interrupted = || Ok(second.interrupts() > 0);
+        udrv::clock::Deadline::after(Duration::from_secs(20)).poll("its vector's interrupt", interrupted).expect("one");
+    }
+    drop(queue);
+    assert_eq!(controller.io_queue(config).expect("a queue").id(), 1, "the lowest that is free");
+}
+
+#[test]
+fn queue_that_a_reset_took_away_leaves_its_place_too() {
+    let mut rig = rig(Wait::Polled);
+    let config = QueueConfig { depth: 4, wait: Wait::Polled, timeout: TIMEOUT };
+    let second = rig.controller.io_queue(config).expect("a queue");
+    rig.controller.reset().expect("reset");
+    drop(second);
+    let mut again = rig.controller.io_queue(config).expect("its place");
+    again.read(&rig.namespace, 0, &mut [0; 4096]).expect("it works");
+    assert_eq!(again.id(), 2);
+}
+
+#[test]
+fn controller_without_shadow_doorbells_is_told_by_its_registers() {
+    for wait in [Wait::Interrupt, Wait::Polled] {
+        let backing = Backing::memory(1 << 20, 4096).expect("memory");
+        let model = NvmeModel::new(vec![backing], Arc::default()).without_shadow_doorbells();
+        let device: AnyBackend = Arc::new(ModelBackend::new("nvme", model));
+        let mut controller = attach(&device).expect("attached");
+        assert!(!controller.info().has_shadow_doorbells);
+        let namespace = controller.namespace(1).expect("namespace 1");
+        let config = QueueConfig { depth: 4, wait, timeout: Duration::from_secs(20) };
+        let mut queue = controller.io_queue(config).expect("a queue");
+        // Past the end of both rings several times.
+        for block in 0..64 {
+            queue.write(&namespace, block % 16, &[block as u8; 4096]).expect("written");
+            let mut came = [0; 4096];
+            queue.read(&namespace, block % 16, &mut came).expect("read");
+            assert_eq!(came, [block as u8; 4096], "{wait:?}");
+        }
+    }
+}
+
+#[test]
 fn reset_by_one_queue_is_answered_by_the_other_in_its_own_time() {
     let mut rig = rig(Wait::Polled);
     let config = QueueConfig { depth: 4, wait: Wait::Interrupt, timeout: TIMEOUT };

@@ -1,12 +1,13 @@
 //! The driver on the model, the test at the other end of its line.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain};
-use udrv::mmio::Window;
-use udrv_backend::{AnyBackend, Error, RegionIndex, Result};
+use udrv::mmio::{ByMessage, Io, Window};
+use udrv_backend::register::Word;
+use udrv_backend::{AnyBackend, Backend, Error, RegionIndex, Result};
 use udrv_model::ModelBackend;
 use udrv_uart16550::driver::{Counts, Parity, Settings, StopBits, Uart};
 use udrv_uart16550::model::{Plug, UartModel, uart16550};
@@ -207,4 +208,49 @@ fn shut_down_leaves_no_interrupt_and_nobody_present() {
     assert_eq!([1, 4].map(|offset| register(offset).expect("a register")), [0, 0], "IER, MCR");
     line.arrive(b"x", LineStatus::empty());
     assert!(!line.model.from_outside(|model| udrv_model::DeviceModel::line(model)));
+}
+
+/// The registers of a device on a line that is faster than its driver: for each character that is taken another has come.
+struct Flooded {
+    registers: ByMessage<dyn Backend>,
+    model: Arc<ModelBackend<UartModel>>,
+    floods: Arc<AtomicBool>,
+}
+
+impl Io for Flooded {
+    fn load<W: Word>(&self, offset: u64) -> Result<W> {
+        let loaded = self.registers.load(offset);
+        if offset == 0 && self.floods.load(Ordering::SeqCst) {
+            self.model.from_outside(|model| model.receive(b'x', LineStatus::empty()));
+        }
+        loaded
+    }
+    fn store<W: Word>(&self, offset: u64, value: W) -> Result<()> {
+        self.registers.store(offset, value)
+    }
+}
+
+#[test]
+fn driver_that_is_slower_than_its_line_sends_all_the_same() {
+    let model = Arc::new(ModelBackend::new("uart", UartModel::new(Plug::Outside)));
+    let device: AnyBackend = model.clone();
+    let irqs = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let floods = Arc::new(AtomicBool::new(false));
+    let registers = ByMessage::new(Arc::clone(&device), RegionIndex::BAR0);
+    let io = Flooded { registers, model: Arc::clone(&model), floods: Arc::clone(&floods) };
+    let uart = Uart::attach(&device, io, &irqs, Settings::default(), || {}).expect("attached");
+    floods.store(true, Ordering::SeqCst);
+    model.from_outside(|model| model.receive(b'x', LineStatus::empty()));
+    uart.write(b"sent").expect("written");
+    // Read all the time, so that the queue is never full: a full one would let the transmitter have its turn.
+    let mut sent = Vec::new();
+    while sent.len() < 4 {
+        uart.wait_readable(soon()).expect("the flood goes on");
+        uart.read(&mut [0; 4096]).expect("read");
+        sent.extend(model.from_outside(UartModel::take_sent));
+        let received = uart.counts().received;
+        assert!(received < 100_000, "{received} characters came and {} went", sent.len());
+    }
+    floods.store(false, Ordering::SeqCst);
+    assert_eq!(sent, b"sent");
 }

@@ -30,8 +30,8 @@ pub fn now() -> Instant {
     }
 }
 
-/// A point in time by which something must have happened, and how long was allowed.
-#[derive(Debug, Clone, Copy)]
+/// A point in time by which something must have happened, and how long was allowed. The earlier one is the lesser.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Deadline {
     at: Instant,
     allowed: Duration,

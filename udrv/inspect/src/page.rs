@@ -390,30 +390,35 @@ impl Source {
 
 /// A DMA buffer.
 #[derive(Debug)]
-pub struct Buffer(Slot);
+pub struct Buffer {
+    slot: Slot,
+    /// Where its state is: a driver says it twice a transfer.
+    state: &'static AtomicU64,
+}
 
 impl Buffer {
     /// Shows one that is the driver's.
     #[must_use]
     pub fn new(of: &Device, iova: u64, size: u64, length: u64, access: u32) -> Self {
-        Self(page().take(layout::BUFFERS, buffer::DRIVER, |slot| {
+        let slot = page().take(layout::BUFFERS, buffer::DRIVER, |slot| {
             slot.set(buffer::MAPPED_FOR, of.slot.number(layout::DEVICES).into());
             slot.set(buffer::IOVA, iova);
             slot.set(buffer::SIZE, size);
             slot.set(buffer::LENGTH, length);
             slot.set(buffer::ACCESS, access.into());
-        }))
+        });
+        Self { state: page().word(slot.base() + buffer::STATE), slot }
     }
 
     /// Says whose it is, by [`layout::buffer`].
     #[inline(always)]
     pub fn belongs_to(&self, owner: u64) {
-        self.0.set(buffer::STATE, owner);
+        self.state.store(owner.to_le(), Ordering::Relaxed);
     }
 
     /// It stays mapped after it was dropped.
     pub fn leak(self) {
         self.belongs_to(buffer::LEAKED);
-        self.0.keep();
+        self.slot.keep();
     }
 }

@@ -51,6 +51,7 @@ pub(super) struct Block {
 }
 
 impl Block {
+    #[inline]
     fn show_owner(&self, owner: u64) {
         if let Some(shown) = &self.shown {
             shown.belongs_to(owner);
@@ -58,20 +59,27 @@ impl Block {
     }
 
     /// To the device, or back.
+    #[inline]
     fn hand_over(&mut self, to_device: bool) {
         self.with_device = to_device;
         self.show_owner(if to_device { layout::DEVICE } else { layout::DRIVER });
         self.pool.observe_hand_over(self);
     }
 
+    #[inline]
     fn place(&self, offset: usize, length: usize) -> Result<usize> {
         match offset.checked_add(length) {
             Some(end) if end <= self.length => Ok(self.offset + offset),
-            _ => Err(Error::DmaRange {
-                iova: self.iova.saturating_add(offset as u64),
-                size: length as u64,
-                why: "the access goes beyond its buffer",
-            }),
+            _ => Err(self.beyond(offset, length)),
+        }
+    }
+
+    #[cold]
+    const fn beyond(&self, offset: usize, length: usize) -> Error {
+        Error::DmaRange {
+            iova: self.iova.saturating_add(offset as u64),
+            size: length as u64,
+            why: "the access goes beyond its buffer",
         }
     }
 }
@@ -91,36 +99,39 @@ impl Drop for Block {
 
 /// Memory that the driver owns.
 pub struct Buffer<D: Direction> {
-    block: Block,
+    /// In a place of its own: a buffer changes hands several times a transfer.
+    block: Box<Block>,
     direction: PhantomData<D>,
 }
 
 impl<D: Direction> Buffer<D> {
-    pub(super) const fn new(block: Block) -> Self {
-        Self { block, direction: PhantomData }
+    pub(super) fn new(block: Block) -> Self {
+        Self { block: Box::new(block), direction: PhantomData }
     }
 
     /// Where the device finds it, on the bus.
     #[must_use]
-    pub const fn iova(&self) -> u64 {
+    #[inline]
+    pub fn iova(&self) -> u64 {
         self.block.iova
     }
 
     /// Length in bytes, as asked for.
     #[must_use]
-    pub const fn len(&self) -> usize {
+    #[inline]
+    pub fn len(&self) -> usize {
         self.block.length
     }
 
     /// Whether its length is 0.
     #[must_use]
-    pub const fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.block.length == 0
     }
 
     /// Whether it is in huge pages.
     #[must_use]
-    pub const fn is_huge(&self) -> bool {
+    pub fn is_huge(&self) -> bool {
         self.block.is_huge
     }
 
@@ -142,6 +153,7 @@ impl<D: Direction> Buffer<D> {
 
     /// Hands it to the device: what was written to it is seen by the device before any register write that follows.
     #[must_use = "dropping what is in flight leaks it: complete it"]
+    #[inline]
     pub fn submit(mut self) -> InFlight<D> {
         dma_wmb();
         self.block.hand_over(true);
@@ -157,13 +169,14 @@ pub struct InFlight<D: Direction> {
 impl<D: Direction> InFlight<D> {
     /// Where the device finds it, on the bus.
     #[must_use]
-    pub const fn iova(&self) -> u64 {
+    pub fn iova(&self) -> u64 {
         self.buffer.block.iova
     }
 
     /// Takes it back, once the device has said that it is done with it (or has been reset): what the device wrote before
     /// it said so is seen.
     #[must_use]
+    #[inline]
     pub fn complete(mut self) -> Buffer<D> {
         dma_rmb();
         self.buffer.block.hand_over(false);
@@ -208,6 +221,7 @@ impl Coherent {
     ///
     /// # Errors
     /// [`Error::DmaRange`] if it is not in the buffer, or not aligned to its width.
+    #[inline]
     pub fn read<W: Word>(&self, offset: usize) -> Result<W> {
         self.block.memory.load(self.block.place(offset, size_of::<W>())?)
     }
@@ -216,6 +230,7 @@ impl Coherent {
     ///
     /// # Errors
     /// As [`Coherent::read`].
+    #[inline]
     pub fn write<W: Word>(&self, offset: usize, value: W) -> Result<()> {
         self.block.memory.store(self.block.place(offset, size_of::<W>())?, value)
     }

@@ -51,11 +51,12 @@ impl Memory {
         Ok(Self { file, base: base.cast(), size })
     }
 
+    #[inline]
     fn at(&self, offset: usize, length: usize) -> Result<NonNull<u8>> {
         match offset.checked_add(length) {
             // SAFETY: the range lies in the mapping.
             Some(end) if end <= self.size => Ok(unsafe { self.base.add(offset) }),
-            _ => Err(Error::DmaRange { iova: 0, size: length as u64, why: "the copy goes beyond its memory" }),
+            _ => Err(refused(0, length, "the copy goes beyond its memory")),
         }
     }
 
@@ -82,6 +83,7 @@ impl Memory {
     }
 
     /// One volatile load.
+    #[inline]
     pub(super) fn load<W: Word>(&self, offset: usize) -> Result<W> {
         let at = self.words::<W>(offset, 1)?;
         // SAFETY: in bounds and aligned by `words`; W is an integer, valid for every bit pattern.
@@ -89,6 +91,7 @@ impl Memory {
     }
 
     /// One volatile store.
+    #[inline]
     pub(super) fn store<W: Word>(&self, offset: usize, value: W) -> Result<()> {
         let at = self.words::<W>(offset, 1)?;
         // SAFETY: in bounds and aligned by `words`.
@@ -122,14 +125,19 @@ impl Memory {
     }
 
     /// Where `count` words are.
+    #[inline]
     fn words<W: Word>(&self, offset: usize, count: usize) -> Result<NonNull<W>> {
         let width = size_of::<W>();
         if !offset.is_multiple_of(width) {
-            let why = "the access is not aligned to its width";
-            return Err(Error::DmaRange { iova: offset as u64, size: width as u64, why });
+            return Err(refused(offset, width, "the access is not aligned to its width"));
         }
         Ok(self.at(offset, width * count)?.cast())
     }
+}
+
+#[cold]
+const fn refused(at: usize, length: usize, why: &'static str) -> Error {
+    Error::DmaRange { iova: at as u64, size: length as u64, why }
 }
 
 impl AsFd for Memory {

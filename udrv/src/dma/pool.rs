@@ -240,6 +240,7 @@ impl Inner {
     }
 
     /// A block was handed over.
+    #[inline]
     pub(super) fn observe_hand_over(&self, block: &Block) {
         let Some(observer) = &self.observer else { return };
         let &Block { iova, size, with_device, .. } = block;

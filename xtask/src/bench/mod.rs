@@ -2,6 +2,7 @@
 
 mod nvme;
 pub(crate) mod plot;
+mod row;
 
 use anyhow::Result;
 

@@ -1,6 +1,7 @@
-//! `cargo xtask bench nvme`: the driver beside the kernel's with fio, on the same device in the virtual machine, and the driver on
-//! the model, without the machine and without a peer.
+//! `cargo xtask bench nvme`: the driver beside the kernel's with fio, on the same device in the virtual machine; the driver on the
+//! model, without the machine and without a peer; and how many instructions it takes.
 
+use super::row::{Bound, Peer, Row, write};
 use crate::vm;
 use anyhow::{Context as _, Result, bail};
 use std::collections::BTreeMap;
@@ -24,20 +25,48 @@ const BESIDE_FIO: [(&str, &str, f64); 6] = [
     ("read-128k", "kernel nvme, fio io_uring", 1.0),
     ("write-128k", "kernel nvme, fio io_uring", 1.0),
 ];
-/// Of linear growth, until the machine's processors are used up.
+
+/// A second namespace, on nothing, whose reads take as long as a disk's: one queue pair with one command at a time is then
+/// bound by the device, and what several do together by the processors.
+const SLOW_NAMESPACE: [&str; 4] = [
+    "-blockdev",
+    "driver=null-co,node-name=slow,size=268435456,latency-ns=4000000,read-zeroes=on",
+    "-device",
+    "nvme-ns,drive=slow,bus=nvme,nsid=2",
+];
+/// Queue pairs, and whether they are held to linear growth. The machine's two processors, and the two of the host that emulate
+/// them and the controller, are used up by the last.
+const QUEUES: [(u32, bool); 5] = [(1, false), (2, true), (4, true), (8, true), (32, false)];
+/// Of linear growth.
 const GROWTH: f64 = 0.85;
-const PROCESSORS: u32 = 2;
+
+/// Instructions of a polled read in the driver, and in others, counted in the same way (docs/devices/nvme.md).
+const INSTRUCTIONS: &str = "instructions-4k-read-polled";
+const COUNTED: [(&str, f64); 2] = [("SPDK 3230130e6a, as counted", 788.0), ("vroom 7af4119, as counted", 134.0)];
 
 /// Figures by measure and by whose they are.
 type Figures = BTreeMap<(String, String), Vec<f64>>;
 
 pub(super) fn run(part: Option<&str>) -> Result<()> {
-    crate::succeed(crate::cargo().args(["build", "--quiet", "--release", "--locked", "-p", "udrv-cli"]))?;
-    let udrv = vm::target_dir(&vm::repo_root())?.join("release/udrv");
-    let mut figures = on_the_model(&udrv)?;
-    let udrv = udrv.to_string_lossy().into_owned();
+    crate::succeed(crate::cargo().args([
+        "build",
+        "--quiet",
+        "--release",
+        "--locked",
+        "-p",
+        "udrv-cli",
+        "-p",
+        "udrv-tests",
+    ]))?;
+    let release = vm::target_dir(&vm::repo_root())?.join("release");
+    let mut figures = on_the_model(&release.join("udrv"))?;
+    match instructions(&release.join("nvme-instructions")) {
+        Ok(count) => drop(figures.insert((INSTRUCTIONS.into(), "ours".into()), vec![count])),
+        Err(error) => println!("{INSTRUCTIONS} is left out: {error:#}"),
+    }
+    let udrv = release.join("udrv").to_string_lossy().into_owned();
     let words = ["tests/benches/nvme.sh", &udrv, &ROUNDS.to_string(), SECONDS].map(str::to_owned);
-    let said = vm::capture(&words, LIMIT)?;
+    let said = vm::capture(&words, &SLOW_NAMESPACE, LIMIT)?;
     for line in said.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
         if let [measure, who @ ("ours" | "theirs"), figure] = words.as_slice() {
@@ -50,12 +79,8 @@ pub(super) fn run(part: Option<&str>) -> Result<()> {
     if rows.is_empty() {
         bail!("nothing was measured; the machine said:\n{said}");
     }
-    rows.iter().for_each(Row::print);
-    let folder = vm::target_dir(&vm::repo_root())?.join("bench");
-    let text = serde_json::to_string_pretty(&rows.iter().map(Row::json).collect::<Vec<_>>())?;
-    std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(folder.join("nvme.json"), text))
-        .context("writing nvme.json")
+    rows.iter().for_each(|row| println!("{row}"));
+    write("nvme", &rows)
 }
 
 /// The driver and the model in one process, where a doorbell is a call: the model's own time is most of it.
@@ -66,6 +91,7 @@ fn on_the_model(udrv: &Path) -> Result<Figures> {
             ("model-qd1-polled", "polled", "1"),
             ("model-qd32-polled", "polled", "32"),
             ("model-qd1-interrupt", "interrupt", "1"),
+            ("model-qd32-interrupt", "interrupt", "32"),
         ] {
             let mut command = Command::new(udrv);
             command.args(["run", "nvme", "--device", "model:nvme", "--wait", wait]);
@@ -79,12 +105,20 @@ fn on_the_model(udrv: &Path) -> Result<Figures> {
     Ok(figures)
 }
 
-struct Row {
-    measure: String,
-    peer: String,
-    ours: Vec<f64>,
-    theirs: Option<f64>,
-    goal: Option<f64>,
+/// Of one read, by callgrind: what many take more than few.
+fn instructions(program: &Path) -> Result<f64> {
+    const FEW: f64 = 1_000.0;
+    const MANY: f64 = 11_000.0;
+    vm::install_missing(&[("valgrind", "valgrind")])?;
+    let counted = |reads: f64| -> Result<f64> {
+        let mut valgrind = Command::new("valgrind");
+        valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=*counted_*"]);
+        let out = valgrind.arg(program).arg(reads.to_string()).output().context("cannot start valgrind")?;
+        let said = String::from_utf8_lossy(&out.stderr);
+        let count = said.lines().find_map(|line| line.split_once("Collected :")?.1.trim().parse().ok());
+        count.with_context(|| format!("valgrind says no count: {said}"))
+    };
+    Ok((counted(MANY)? - counted(FEW)?) / (MANY - FEW))
 }
 
 fn sorted(figures: &Figures, measure: &str, who: &str) -> Option<Vec<f64>> {
@@ -93,52 +127,41 @@ fn sorted(figures: &Figures, measure: &str, who: &str) -> Option<Vec<f64>> {
     Some(sorted)
 }
 
-fn median(sorted: &[f64]) -> Option<f64> {
-    sorted.get(sorted.len() / 2).copied()
-}
-
 fn rows(figures: &Figures) -> Vec<Row> {
     let mut rows = Vec::new();
-    for (measure, peer, goal) in BESIDE_FIO {
-        let Some(ours) = sorted(figures, measure, "ours") else { continue };
-        let theirs = sorted(figures, measure, "theirs").as_deref().and_then(median);
-        rows.push(Row { measure: measure.into(), peer: peer.into(), ours, theirs, goal: theirs.map(|_| goal) });
+    let mut row = |measure: &str, from: &str, peer: Option<Peer>, goal: Option<f64>| {
+        let Some(ours) = sorted(figures, from, "ours") else { return };
+        rows.push(Row { measure: measure.into(), unit: "transfers/s", ours, peer, bound: Bound::AtLeast, goal });
+    };
+    let beside = |measure: &str, name: &str| {
+        sorted(figures, measure, "theirs").map(|figures| Peer { name: name.into(), figures })
+    };
+    for (measure, name, goal) in BESIDE_FIO {
+        let peer = beside(measure, name);
+        let goal = peer.as_ref().map(|_| goal);
+        row(measure, measure, peer, goal);
     }
-    let one = sorted(figures, "growth-1", "ours").as_deref().and_then(median);
-    for queues in [2u32, 4, 8] {
+    for (queues, is_held) in QUEUES {
         let measure = format!("growth-{queues}");
-        let (Some(ours), Some(one)) = (sorted(figures, &measure, "ours"), one) else { continue };
-        let (theirs, peer) = (Some(one * f64::from(queues)), format!("{queues} times one queue pair"));
-        rows.push(Row { measure, peer, ours, theirs, goal: (queues <= PROCESSORS).then_some(GROWTH) });
+        row(&measure, &measure, beside(&measure, &format!("kernel nvme, fio, {queues} jobs")), None);
+        let one = sorted(figures, "growth-1", "ours").filter(|_| queues > 1);
+        let linear = one.map(|one| Peer {
+            name: format!("{queues} times one queue pair"),
+            figures: one.iter().map(|figure| figure * f64::from(queues)).collect(),
+        });
+        if linear.is_some() {
+            row(&format!("{measure}-linear"), &measure, linear, is_held.then_some(GROWTH));
+        }
     }
-    for measure in ["model-qd1-polled", "model-qd32-polled", "model-qd1-interrupt"] {
-        let Some(ours) = sorted(figures, measure, "ours") else { continue };
-        rows.push(Row { measure: measure.into(), peer: "none".into(), ours, theirs: None, goal: None });
+    for measure in ["model-qd1-polled", "model-qd32-polled", "model-qd1-interrupt", "model-qd32-interrupt"] {
+        row(measure, measure, None, None);
+    }
+    if let Some(ours) = sorted(figures, INSTRUCTIONS, "ours") {
+        for (name, theirs) in COUNTED {
+            let peer = Some(Peer { name: name.into(), figures: vec![theirs] });
+            let (measure, ours) = (INSTRUCTIONS.to_owned(), ours.clone());
+            rows.push(Row { measure, unit: "instructions", ours, peer, bound: Bound::AtMost, goal: Some(1.0) });
+        }
     }
     rows
-}
-
-impl Row {
-    fn ratio(&self) -> Option<f64> {
-        Some(median(&self.ours)? / self.theirs?)
-    }
-
-    fn json(&self) -> serde_json::Value {
-        serde_json::json!({
-            "measure": self.measure, "ours": median(&self.ours), "unit": "transfers/s", "peer": self.peer, "theirs": self.theirs,
-            "ratio": self.ratio(), "bound": "min", "goal": self.goal,
-            "ours_min": self.ours.first(), "ours_max": self.ours.last(),
-        })
-    }
-
-    fn print(&self) {
-        let verdict = match (self.ratio(), self.goal) {
-            (Some(ratio), Some(goal)) if ratio >= goal => format!("ratio {ratio:.3}, goal {goal}: reached"),
-            (Some(ratio), Some(goal)) => format!("ratio {ratio:.3}, goal {goal}: MISSED"),
-            _ => String::new(),
-        };
-        let ours = median(&self.ours).unwrap_or_default();
-        let theirs = self.theirs.map_or_else(String::new, |theirs| format!("{theirs:.0}"));
-        println!("{:<26} {ours:>9.0}/s  {:<42} {theirs:>9}  {verdict}", self.measure, self.peer);
-    }
 }

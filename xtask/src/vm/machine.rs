@@ -45,7 +45,7 @@ const MACHINE: &[&str] = &[
     "-device",
     "edu,dma_mask=0xffffffffffffffff,addr=5",
     "-device",
-    "nvme,drive=nvme,serial=udrv,addr=6",
+    "nvme,id=nvme,drive=nvme,serial=udrv,addr=6",
     // without the boot ROM, which no package here brings
     "-device",
     // not e1000e, whose emulation ends the machine when its throttling timer runs out with MSI-X on (QEMU 7.2)
@@ -88,6 +88,7 @@ pub(crate) enum Console {
 pub(crate) struct Job<'a> {
     kernel: &'a Kernel,
     command_line: String,
+    devices: &'static [&'static str],
     /// Shared with the guest, at the same path there, and writable.
     pub(crate) folder: RunFolder,
 }
@@ -130,12 +131,18 @@ impl<'a> Job<'a> {
             shell_quote(&repo.to_string_lossy()),
         );
         fs::write(folder.file("main.sh"), prelude + script)?;
-        Ok(Job { kernel, command_line: KERNEL_COMMAND_LINE.to_owned(), folder })
+        Ok(Job { kernel, command_line: KERNEL_COMMAND_LINE.to_owned(), devices: &[], folder })
     }
 
     /// Adds `options` to the kernel's command line; where one is given twice, the kernel takes the last.
     pub(crate) fn with_kernel_options(mut self, options: &str) -> Self {
         self.command_line = format!("{} {options}", self.command_line);
+        self
+    }
+
+    /// Adds options of QEMU's, for devices that only this run has.
+    pub(crate) fn with_devices(mut self, devices: &'static [&'static str]) -> Self {
+        self.devices = devices;
         self
     }
 
@@ -204,6 +211,7 @@ impl<'a> Job<'a> {
         qemu.arg("-chardev").arg(format!("socket,id=usbserial,path={line},server=on,wait=off"));
         qemu.arg("-chardev").arg(format!("socket,id=to-usbserial,path={line}"));
         qemu.args(["-device", "pci-serial,chardev=to-usbserial,addr=0xb"]);
+        qemu.args(self.devices);
         // what the USB sound device plays (`usbaudio.wav` in the run folder), at its own rate: nothing is resampled
         let played = escape(&self.folder.file("usbaudio.wav"));
         qemu.arg("-audiodev").arg(format!("wav,id=audio,path={played},out.frequency=48000"));

@@ -3,8 +3,8 @@
 use super::Io;
 use super::identify::Namespace;
 use super::queue::{Data, Done, IoQueue};
-use crate::command::{Command, Outcome, nvm};
-use udrv::dma::ToDevice;
+use super::submit::MOST_RANGES;
+use crate::command::{Outcome, nvm};
 use udrv_backend::{Error, Result};
 
 /// How often a command is tried that ended only because this side ended it.
@@ -94,7 +94,7 @@ impl<I: Io> IoQueue<I> {
     /// # Errors
     /// As [`IoQueue::read`].
     pub fn flush(&mut self, namespace: &Namespace) -> Result<()> {
-        self.plain("Flush", Command::new(nvm::FLUSH, namespace.id))
+        self.without_data("Flush", |queue| queue.submit_flush(namespace))
     }
 
     /// Blocks read as zeros from now on, without any being sent (6.16).
@@ -105,8 +105,8 @@ impl<I: Io> IoQueue<I> {
         let mut left = range;
         while left.blocks > 0 {
             let blocks = left.blocks.min(1 << 16);
-            let command = Command::new(nvm::WRITE_ZEROES, namespace.id).lba(left.lba).cdw12(blocks - 1);
-            self.plain("Write Zeroes", command)?;
+            let some = Range { blocks, ..left };
+            self.without_data("Write Zeroes", |queue| queue.submit_write_zeroes(namespace, some))?;
             left = Range { lba: left.lba.saturating_add(blocks.into()), blocks: left.blocks - blocks };
         }
         Ok(())
@@ -117,29 +117,16 @@ impl<I: Io> IoQueue<I> {
     /// # Errors
     /// As [`IoQueue::read`].
     pub fn trim(&mut self, namespace: &Namespace, ranges: &[Range]) -> Result<()> {
-        const DEALLOCATE: u32 = 1 << 2;
-        for some in ranges.chunks(256) {
-            let mut list = Vec::with_capacity(16 * some.len());
-            for range in some {
-                list.extend([0; 4]);
-                list.extend(range.blocks.to_le_bytes());
-                list.extend(range.lba.to_le_bytes());
-            }
-            let command = Command::new(nvm::DATASET_MANAGEMENT, namespace.id);
-            let command = command.cdw10(some.len() as u32 - 1).cdw11(DEALLOCATE);
-            self.retry("Dataset Management", |queue| {
-                let mut buffer = queue.shared.pool.alloc::<ToDevice>(list.len())?;
-                buffer.write(0, &list)?;
-                queue.submit_list(command, buffer)?;
-                Ok(queue.only()?.outcome)
-            })?;
+        for some in ranges.chunks(MOST_RANGES) {
+            self.without_data("Dataset Management", |queue| queue.submit_trim(namespace, some))?;
         }
         Ok(())
     }
 
-    fn plain(&mut self, name: &str, command: Command) -> Result<()> {
+    /// A command that moves nothing of the caller's.
+    fn without_data(&mut self, name: &str, submit: impl Fn(&mut Self) -> Result<u16>) -> Result<()> {
         self.retry(name, |queue| {
-            queue.submit_plain(command)?;
+            submit(queue)?;
             Ok(queue.only()?.outcome)
         })
     }

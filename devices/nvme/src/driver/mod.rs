@@ -6,20 +6,26 @@
 
 mod blocking;
 mod identify;
+mod ids;
 mod prp;
 mod queue;
+mod recover;
 mod ring;
 mod shadow;
 mod shared;
+mod submit;
 mod task;
+mod wait;
 
 pub use blocking::Range;
 pub use identify::{ControllerInfo, ErrorEntry, Event, Namespace, Optional, Smart};
 pub use queue::{Data, Done, IoQueue, QueueConfig, Wait};
+pub use ring::Doorbells;
 pub use task::{Job, Task, Work};
 
 use crate::command::{ALL_NAMESPACES, Command, PAGE, admin, cns, log};
 use crate::registers::{CAP, CLASS};
+use ids::QueueIds;
 use shared::Shared;
 use std::sync::Arc;
 use udrv::dma::Pool;
@@ -41,9 +47,9 @@ const POOL: usize = 256 << 20;
 pub struct Controller<I: Io = Window<REGISTERS>> {
     shared: Arc<Shared<I>>,
     info: ControllerInfo,
-    /// How many I/O queue pairs the controller has allocated, and how many were made.
+    /// How many I/O queue pairs the controller has allocated, and which of them are free.
     queues: u16,
-    made: u16,
+    ids: Arc<QueueIds>,
 }
 
 impl<I: Io + 'static> Controller<I> {
@@ -81,7 +87,7 @@ impl<I: Io + 'static> Controller<I> {
             shared.use_shadow_doorbells()?;
         }
         let queues = shared.number_of_queues(queues)?;
-        Ok(Self { shared, info, queues, made: 0 })
+        Ok(Self { shared, info, queues, ids: QueueIds::new(queues) })
     }
 
     /// What it says of itself.
@@ -208,21 +214,18 @@ impl<I: Io + 'static> Controller<I> {
         self.shared.execute("Set Features", command)
     }
 
-    /// Makes the next I/O queue pair, for one thread.
+    /// Makes an I/O queue pair, for one thread. Once it is dropped its place is free for another.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if the controller has no more; [`Error::NoSuchIrq`] if it has no vector for it, unless it is
     /// polled.
     pub fn io_queue(&mut self, config: QueueConfig) -> Result<IoQueue<I>> {
-        if self.made >= self.queues {
-            return Err(Error::Unavailable {
-                device: self.shared.device.info().address.clone(),
-                why: format!("all {} I/O queue pairs that it gave are in use", self.queues),
-                advice: "ask for more when it is attached, or share one".into(),
-            });
-        }
-        self.made += 1;
-        IoQueue::new(&self.shared, self.made, self.max_transfer(), config)
+        let id = self.ids.take().ok_or_else(|| Error::Unavailable {
+            device: self.shared.device.info().address.clone(),
+            why: format!("all {} I/O queue pairs that it gave are in use", self.queues),
+            advice: "ask for more when it is attached, share one, or drop one first".into(),
+        })?;
+        IoQueue::new(&self.shared, id, self.max_transfer(), config)
     }
 
     /// Resets the controller (7.3.2) and enables it again. Commands outstanding in its I/O queues are answered with

@@ -1,7 +1,7 @@
 //! What the controller and its I/O queues share: the registers, and the admin queue, through which queues are made, commands
 //! aborted, and the controller is reset.
 
-use super::ring::Ring;
+use super::ring::{Ring, Size};
 use super::shadow::Shadow;
 use crate::command::{Command, Completion, Outcome, PAGE, admin, feature};
 use crate::registers::{ACQ, AQA, ASQ, CC, CSTS, Capabilities, Configuration, Status};
@@ -15,8 +15,8 @@ use udrv::irq::IrqDomain;
 use udrv::mmio::Io;
 use udrv_backend::{AnyBackend, Error, Result};
 
-/// Entries of the admin queues. One command is outstanding at a time.
-const ADMIN_ENTRIES: u16 = 32;
+/// The admin queues. One command is outstanding at a time.
+const ADMIN: Size = Size { entries: 32, slack: 0 };
 /// The identifier of Asynchronous Event Requests, which no other command has.
 const EVENT: u16 = u16::MAX;
 /// Longest wait for an admin command. None that is used here takes a controller long.
@@ -79,7 +79,7 @@ impl<I: Io> Shared<I> {
     ) -> Result<Self> {
         // A driver before us may have left it running on memory that is now ours.
         disable(&*io, capabilities)?;
-        let ring = Ring::new(&io, &pool, 0, ADMIN_ENTRIES, capabilities.doorbell_stride())?;
+        let ring = Ring::new(&io, &pool, 0, ADMIN, capabilities.doorbell_stride())?;
         enable(&*io, capabilities, &ring)?;
         let admin = Admin { ring, next: 0, given_up: 0, listens: false, events: VecDeque::new(), queues: 1 };
         let admin = Mutex::new(admin);
@@ -152,7 +152,7 @@ impl<I: Io> Shared<I> {
     }
 
     fn complete_by(&self, admin: &mut Admin<I>, name: &str, command: Command) -> Result<Completion> {
-        if admin.given_up > ADMIN_ENTRIES / 2 {
+        if admin.given_up > ADMIN.entries / 2 {
             return Err(Error::Unavailable {
                 device: self.device.info().address.clone(),
                 why: format!("{} admin commands have not ended", admin.given_up),

@@ -27,7 +27,7 @@ impl NvmeModel {
             admin::SET_FEATURES => self.set_feature(command),
             admin::GET_FEATURES => self.feature(command),
             admin::ABORT => Ok(self.abort(command, bus)),
-            admin::DOORBELL_BUFFER_CONFIG => self.configure_doorbells(command),
+            admin::DOORBELL_BUFFER_CONFIG if self.shadow_doorbells => self.configure_doorbells(command),
             admin::ASYNCHRONOUS_EVENT_REQUEST => match self.events.request(command.id()) {
                 Ok(()) => return None,
                 Err(outcome) => Err(outcome),
@@ -80,7 +80,7 @@ impl NvmeModel {
         // CNTRLTYPE: an I/O controller.
         put(page, 111, &[1]);
         // OACS: Doorbell Buffer Config.
-        put(page, 256, &(1u16 << 8).to_le_bytes());
+        put(page, 256, &(u16::from(self.shadow_doorbells) << 8).to_le_bytes());
         // ACL, AERL; FRMW: one slot that is read only; ELPE.
         put(page, 258, &[3, LAST_EVENT, 0b0011, 0, ERROR_ENTRIES as u8 - 1]);
         // WCTEMP and CCTEMP, kelvin.

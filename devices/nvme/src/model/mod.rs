@@ -58,6 +58,8 @@ pub struct NvmeModel {
     // configuration
     namespaces: Vec<Backing>,
     faults: Arc<Faults>,
+    /// Whether it takes Doorbell Buffer Config.
+    shadow_doorbells: bool,
     // registers
     mask: u32,
     configuration: Configuration,
@@ -90,6 +92,7 @@ impl NvmeModel {
         Self {
             namespaces,
             faults,
+            shadow_doorbells: true,
             mask: 0,
             configuration: Configuration::empty(),
             status: Status::empty(),
@@ -102,6 +105,12 @@ impl NvmeModel {
             counters: Counters::default(),
             failures: Vec::new(),
         }
+    }
+
+    /// One whose doorbells are only registers, as most of those made of silicon.
+    #[must_use]
+    pub fn without_shadow_doorbells(self) -> Self {
+        Self { shadow_doorbells: false, ..self }
     }
 
     /// Writes CC: enabling, disabling, which resets (7.3.2), and shutting down.

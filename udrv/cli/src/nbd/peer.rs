@@ -20,6 +20,18 @@ impl Peer {
         Self { stream }
     }
 
+    /// The same client, for another thread.
+    pub fn another(&self) -> Result<Self> {
+        let stream = self.stream.try_clone().map_err(|error| Error::os("sharing an NBD client's socket", error))?;
+        Ok(Self { stream })
+    }
+
+    /// Leaves the client: whoever waits for it has its end.
+    pub fn leave(&self) {
+        // It may have left first.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
     /// The first bytes of a message, however long they take to begin: `false` if the client has left, or `stop` says so.
     pub fn begin(&mut self, into: &mut [u8], stop: impl Fn() -> bool) -> Result<bool> {
         loop {

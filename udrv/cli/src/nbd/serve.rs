@@ -1,9 +1,10 @@
 //! The socket, its connections, and their requests.
 
-use super::Disk;
+use super::mailbox::{Job, Mailbox};
 use super::negotiate::negotiate;
 use super::peer::{LOOK, Peer, wrong};
 use super::wire::{self, Command, Geometry, Request, errno};
+use super::{Disk, Ended};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind as bind_to, listen, socket};
 use nix::sys::stat::{Mode, fchmod};
@@ -85,7 +86,7 @@ impl<D: Disk> Server<D> {
         lock(&self.failed).take().map_or(Ok(()), Err)
     }
 
-    fn connection(&self, stream: UnixStream, mut disk: D, ends: &dyn Fn() -> bool) {
+    fn connection(&self, stream: UnixStream, mut disk: D, ends: &(dyn Fn() -> bool + Sync)) {
         let mut peer = Peer::new(stream);
         let served = negotiate(&mut peer, &self.geometry)
             .and_then(|goes_on| if goes_on { self.requests(&mut peer, &mut disk, ends) } else { Ok(()) });
@@ -95,8 +96,37 @@ impl<D: Disk> Server<D> {
         lock(&self.disks).push(disk);
     }
 
-    fn requests(&self, peer: &mut Peer, disk: &mut D, ends: &dyn Fn() -> bool) -> Result<()> {
-        let mut data = Vec::new();
+    /// Takes requests in on a thread of its own, and answers them on this one, until there are no more.
+    fn requests(&self, peer: &mut Peer, disk: &mut D, ends: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+        let (mailbox, wake) = (Mailbox::default(), disk.waker());
+        let mut replies = peer.another()?;
+        std::thread::scope(|scope| {
+            let take_in = || {
+                let taken = self.take_in(peer, &mailbox, &wake, ends);
+                mailbox.close();
+                wake();
+                taken
+            };
+            let taking = std::thread::Builder::new().name("nbd-requests".into()).spawn_scoped(scope, take_in);
+            let taking = taking.map_err(|error| Error::os("starting a thread for an NBD client", error))?;
+            let answered = self.answer(&mut replies, disk, &mailbox);
+            if answered.is_err() {
+                mailbox.close();
+                replies.leave();
+            }
+            let panicked = |_| Err(wrong("a request that ended its thread", "an answer"));
+            answered.and(taking.join().unwrap_or_else(panicked))
+        })
+    }
+
+    /// Until the client has no more requests, or breaks the protocol, or `ends` says so.
+    fn take_in(
+        &self,
+        peer: &mut Peer,
+        mailbox: &Mailbox,
+        wake: &(dyn Fn() + Send + Sync),
+        ends: &(dyn Fn() -> bool + Sync),
+    ) -> Result<()> {
         let mut head = [0; wire::REQUEST_SIZE];
         while peer.begin(&mut head, ends)? {
             let Some(request) = Request::decode(head) else {
@@ -108,19 +138,66 @@ impl<D: Disk> Server<D> {
             if request.payload > wire::MAX_DATA {
                 return Err(wrong(format!("a write of {} bytes", request.payload), "32 MiB at most"));
             }
-            data.resize(request.payload as usize, 0);
-            peer.receive(&mut data)?;
-            let error = match self.check(&request) {
-                Ok(()) => self.perform(&request, disk, &mut data),
-                Err(error) => error,
-            };
-            let mut answer = wire::reply_head(request.cookie, error).to_vec();
-            if request.command == Command::Read && error == 0 {
-                answer.extend_from_slice(&data);
+            if !mailbox.has_room_for(&request) {
+                return Ok(());
             }
-            peer.send(&answer)?;
+            let mut data = vec![0; request.payload as usize];
+            peer.receive(&mut data)?;
+            if mailbox.put(Job { request, data }, self.check(&request).err()) {
+                wake();
+            }
         }
         Ok(())
+    }
+
+    /// Hands requests to the disk, and answers each when it has ended: all that were taken in, whatever happens.
+    fn answer(&self, peer: &mut Peer, disk: &mut D, mailbox: &Mailbox) -> Result<()> {
+        let mut sent = Ok(());
+        let mut under_way = 0usize;
+        let mut reply = |Ended { request, error, data }: Ended| {
+            // To a client that takes no answers there are none.
+            if sent.is_ok() {
+                let mut answer = wire::reply_head(request.cookie, error).to_vec();
+                if request.command == Command::Read && error == 0 {
+                    answer.extend_from_slice(&data);
+                }
+                sent = peer.send(&answer);
+                if sent.is_err() {
+                    mailbox.close();
+                }
+            }
+            mailbox.answered(&request);
+        };
+        loop {
+            while disk.has_room()
+                && let Some((job, refusal)) = mailbox.take()
+            {
+                let is_gone = || lock(&self.failed).is_some().then_some(errno::ESHUTDOWN);
+                match refusal.or_else(is_gone) {
+                    Some(error) => reply(Ended { request: job.request, error, data: Vec::new() }),
+                    None => {
+                        disk.begin(job);
+                        under_way += 1;
+                    }
+                }
+            }
+            if under_way == 0 {
+                if mailbox.await_job() { continue } else { break }
+            }
+            let has_room = disk.has_room();
+            mailbox.waits_elsewhere(true);
+            let waited = disk.wait(&|| has_room && mailbox.has_job(), &mut |ended| {
+                under_way = under_way.saturating_sub(1);
+                reply(ended);
+            });
+            mailbox.waits_elsewhere(false);
+            if let Err(error) = waited {
+                tracing::warn!(%error, "the disk ended");
+                under_way = 0;
+                lock(&self.failed).get_or_insert(error);
+            }
+        }
+        sent
     }
 
     /// Whether the request is one for this disk.
@@ -144,34 +221,6 @@ impl<D: Disk> Server<D> {
         }
         let whole = |value: u64| value.is_multiple_of(block_size.into());
         if whole(request.offset) && whole(length) { Ok(()) } else { Err(errno::EINVAL) }
-    }
-
-    /// Does it; 0 or the error to be answered.
-    fn perform(&self, request: &Request, disk: &mut D, data: &mut Vec<u8>) -> u32 {
-        if lock(&self.failed).is_some() {
-            return errno::ESHUTDOWN;
-        }
-        let Request { offset, length, durable, .. } = *request;
-        let done = match request.command {
-            Command::Read => {
-                data.resize(length as usize, 0);
-                disk.read(offset, data)
-            }
-            Command::Write => disk.write(offset, data, durable),
-            Command::Flush => disk.flush(),
-            Command::Trim => disk.trim(offset, length).and_then(|()| if durable { disk.flush() } else { Ok(()) }),
-            Command::WriteZeroes => {
-                disk.zero(offset, length).and_then(|()| if durable { disk.flush() } else { Ok(()) })
-            }
-            Command::Disconnect | Command::Other => return errno::EINVAL,
-        };
-        let Err(error) = done else { return 0 };
-        tracing::warn!(%error, ?request, "a request failed");
-        // After these there is no disk any more.
-        if matches!(error, Error::Gone { .. } | Error::Timeout { .. }) {
-            lock(&self.failed).get_or_insert(error);
-        }
-        errno::EIO
     }
 }
 

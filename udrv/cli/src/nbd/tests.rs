@@ -1,11 +1,11 @@
 //! The server against clients of its own kind and against hostile ones, on a disk in memory. What other people's clients say
 //! of it is in `tests/nbd.rs`. Numbers are retyped from the protocol's document.
 
-use super::{Disk, Geometry, Server, bind};
+use super::{Command, Disk, Ended, Geometry, Job, Server, bind, errno};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use udrv_backend::{Error, Result};
@@ -17,35 +17,56 @@ struct Memory {
     bytes: Arc<Mutex<Vec<u8>>>,
     flushes: Arc<AtomicU32>,
     is_gone: Arc<AtomicBool>,
+    /// How many requests must be under way before one ends.
+    holds: Arc<AtomicUsize>,
+    begun: Vec<Job>,
 }
 
 impl Memory {
-    fn part(&self, offset: u64, length: usize, change: impl FnOnce(&mut [u8])) -> Result<()> {
-        if self.is_gone.load(Ordering::SeqCst) {
-            return Err(Error::Gone { device: "memory".into(), why: "so the test says".into() });
+    /// Does it, and ends it.
+    fn perform(&self, Job { request, mut data }: Job) -> Ended {
+        let at = request.offset as usize;
+        let mut bytes = self.bytes.lock().expect("not poisoned");
+        let part = bytes.get_mut(at..at + request.length as usize).unwrap_or_default();
+        match request.command {
+            Command::Read => data = part.to_vec(),
+            Command::Write => part.copy_from_slice(&data),
+            Command::Trim | Command::WriteZeroes => part.fill(0),
+            _ => {}
         }
-        change(&mut self.bytes.lock().expect("not poisoned")[offset as usize..][..length]);
-        Ok(())
+        let flushes = request.durable || request.command == Command::Flush;
+        self.flushes.fetch_add(flushes.into(), Ordering::SeqCst);
+        Ended { request, error: 0, data }
     }
 }
 
 impl Disk for Memory {
-    fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.part(offset, into.len(), |part| into.copy_from_slice(part))
+    fn has_room(&self) -> bool {
+        self.begun.len() < 16
     }
-    fn write(&mut self, offset: u64, from: &[u8], durable: bool) -> Result<()> {
-        self.flushes.fetch_add(durable.into(), Ordering::SeqCst);
-        self.part(offset, from.len(), |part| part.copy_from_slice(from))
+    fn begin(&mut self, job: Job) {
+        self.begun.push(job);
     }
-    fn flush(&mut self) -> Result<()> {
-        self.flushes.fetch_add(1, Ordering::SeqCst);
+    /// The last that was begun ends first.
+    fn wait(&mut self, more: &dyn Fn() -> bool, ended: &mut dyn FnMut(Ended)) -> Result<()> {
+        let deadline = udrv::clock::Deadline::after(Duration::from_secs(20));
+        while self.begun.len() < self.holds.load(Ordering::SeqCst) && deadline.remaining().is_some() {
+            if more() {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        if self.is_gone.load(Ordering::SeqCst) {
+            self.begun.drain(..).for_each(|Job { request, data }| ended(Ended { request, error: errno::EIO, data }));
+            return Err(Error::Gone { device: "memory".into(), why: "so the test says".into() });
+        }
+        while let Some(job) = self.begun.pop() {
+            ended(self.perform(job));
+        }
         Ok(())
     }
-    fn trim(&mut self, offset: u64, length: u32) -> Result<()> {
-        self.part(offset, length as usize, |part| part.fill(0))
-    }
-    fn zero(&mut self, offset: u64, length: u32) -> Result<()> {
-        self.part(offset, length as usize, |part| part.fill(0))
+    fn waker(&self) -> Box<dyn Fn() + Send + Sync> {
+        Box::new(|| {})
     }
 }
 
@@ -60,8 +81,13 @@ struct Rig {
 impl Rig {
     fn new(name: &str, read_only: bool) -> Self {
         let path = std::env::temp_dir().join(format!("udrv-nbd-{name}-{}.sock", std::process::id()));
-        let memory =
-            Memory { bytes: Arc::new(Mutex::new(vec![0; BYTES])), flushes: Arc::default(), is_gone: Arc::default() };
+        let memory = Memory {
+            bytes: Arc::new(Mutex::new(vec![0; BYTES])),
+            flushes: Arc::default(),
+            is_gone: Arc::default(),
+            holds: Arc::default(),
+            begun: Vec::new(),
+        };
         let geometry = Geometry { bytes: BYTES as u64, block_size: 512, read_only, can_trim: true, can_zero: true };
         let (listener, stop) = (bind(&path).expect("listening"), Arc::new(AtomicBool::new(false)));
         let (disks, stopped) = (vec![memory.clone(), memory.clone()], Arc::clone(&stop));
@@ -131,18 +157,27 @@ impl Client {
     }
 
     fn request(&mut self, flags: u16, kind: u16, offset: u64, length: u32, data: &[u8]) {
+        self.request_as(0x0123_4567_89ab_cdef, flags, kind, (offset, length), data);
+    }
+
+    fn request_as(&mut self, handle: u64, flags: u16, kind: u16, (offset, length): (u64, u32), data: &[u8]) {
         let mut bytes = 0x2560_9513u32.to_be_bytes().to_vec();
         bytes.extend([flags.to_be_bytes(), kind.to_be_bytes()].concat());
-        bytes.extend(0x0123_4567_89ab_cdefu64.to_be_bytes());
+        bytes.extend(handle.to_be_bytes());
         bytes.extend([&offset.to_be_bytes()[..], &length.to_be_bytes(), data].concat());
         self.0.write_all(&bytes).expect("sent");
     }
 
-    /// The error of a reply.
-    fn error(&mut self) -> u32 {
+    /// Error and handle of a reply.
+    fn answer(&mut self) -> (u32, u64) {
         assert_eq!(u32::from_be_bytes(self.take()), 0x6744_6698);
-        let error = u32::from_be_bytes(self.take());
-        assert_eq!(u64::from_be_bytes(self.take()), 0x0123_4567_89ab_cdef);
+        (u32::from_be_bytes(self.take()), u64::from_be_bytes(self.take()))
+    }
+
+    /// The error of the reply to the only request.
+    fn error(&mut self) -> u32 {
+        let (error, handle) = self.answer();
+        assert_eq!(handle, 0x0123_4567_89ab_cdef);
         error
     }
 
@@ -212,6 +247,58 @@ fn data_written_is_read_by_another_connection() {
     assert_eq!(one.ask(6, 1024, 512, &[]), 0);
     assert_eq!(two.ask(0, 1024, 512, &[]), 0);
     assert_eq!(two.take::<512>(), [0; 512]);
+}
+
+#[test]
+fn requests_under_way_are_answered_in_the_order_of_their_end_each_with_its_handle() {
+    const COUNT: u64 = 8;
+    let rig = Rig::new("handles", false);
+    for block in 0..COUNT {
+        rig.memory.bytes.lock().expect("not poisoned")[block as usize * 512..][..512].fill(block as u8 + 1);
+    }
+    // None ends before all have come: a server that does one after the other would wait for ever.
+    rig.memory.holds.store(COUNT as usize, Ordering::SeqCst);
+    let mut client = rig.client();
+    let handle = |block: u64| 0xfeed_0000_0000_0000 | block.wrapping_mul(0x0101_0101);
+    for block in 0..COUNT {
+        client.request_as(handle(block), 0, 0, (block * 512, 512), &[]);
+    }
+    for block in (0..COUNT).rev() {
+        assert_eq!(client.answer(), (0, handle(block)));
+        assert_eq!(client.take::<512>(), [block as u8 + 1; 512], "the data of another request");
+    }
+}
+
+#[test]
+fn refusal_and_data_of_writes_are_not_mixed_up_among_requests_under_way() {
+    let rig = Rig::new("mixed", false);
+    rig.memory.holds.store(3, Ordering::SeqCst);
+    let mut client = rig.client();
+    client.request_as(1, 0, 1, (0, 512), &[1; 512]);
+    client.request_as(2, 0, 1, (BYTES as u64, 512), &[2; 512]);
+    client.request_as(3, 0, 1, (512, 1024), &[3; 1024]);
+    client.request_as(4, 1, 6, (1536, 512), &[]);
+    let mut answers: Vec<(u32, u64)> = (0..4).map(|_| client.answer()).collect();
+    answers.sort_by_key(|(_, handle)| *handle);
+    assert_eq!(answers, [(0, 1), (28, 2), (0, 3), (0, 4)]);
+    let bytes = rig.memory.bytes.lock().expect("not poisoned");
+    assert_eq!(bytes[..2048], [[1; 512], [3; 512], [3; 512], [0; 512]].concat());
+}
+
+#[test]
+fn client_that_leaves_with_requests_under_way_leaves_a_disk_for_the_next() {
+    let rig = Rig::new("leaves", false);
+    rig.memory.holds.store(4, Ordering::SeqCst);
+    // As many as there are disks.
+    for mut client in [rig.client(), rig.client()] {
+        for block in 0..64 {
+            client.request_as(block, 0, 0, (0, BYTES as u32), &[]);
+        }
+    }
+    rig.memory.holds.store(0, Ordering::SeqCst);
+    let deadline = udrv::clock::Deadline::after(Duration::from_secs(20));
+    let served = || Ok(rig.connect().0.read(&mut [0; 1]).is_ok_and(|count| count == 1));
+    deadline.poll("a free disk", served).expect("served");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use udrv::dma::{Buffer, Direction, FromDevice, ToDevice};
 use udrv::host::Context;
 use udrv_backend::{Error, Result};
 use udrv_nvme::command::Outcome;
-use udrv_nvme::driver::{Controller, Data, Done, IoQueue, Namespace, QueueConfig};
+use udrv_nvme::driver::{Controller, Data, Done, Doorbells, IoQueue, Namespace, QueueConfig};
 
 #[derive(Args)]
 pub(super) struct BenchArgs {
@@ -81,12 +81,14 @@ impl BenchArgs {
             };
             let threads: Vec<_> = loads.into_iter().map(start).collect();
             let panicked = |_| Error::Gone { device: "a queue's thread".into(), why: "it panicked".into() };
-            threads.into_iter().map(|thread| thread.join().map_err(panicked)?).sum::<Result<u64>>()
+            let ended = threads.into_iter().map(|thread| thread.join().map_err(panicked)?);
+            ended.sum::<Result<Tally>>()
         })?;
         let seconds = begin.elapsed().as_secs_f64();
+        let Tally { done, doorbells: Doorbells { rung, written } } = done;
         let rate = done as f64 / seconds;
         println!(
-            "{rate:.0} transfers a second, {:.1} MiB/s ({done} in {seconds:.2} s)",
+            "{rate:.0} transfers a second, {:.1} MiB/s ({done} in {seconds:.2} s; {rung} doorbells, {written} by register)",
             rate * size as f64 / 1_048_576.0
         );
         Ok(())
@@ -102,6 +104,24 @@ struct Load {
     /// Transfers that the namespace has room for, and which is next, or a random number.
     places: u64,
     next: u64,
+}
+
+/// What queues have done.
+#[derive(Default)]
+struct Tally {
+    done: u64,
+    doorbells: Doorbells,
+}
+
+impl std::iter::Sum for Tally {
+    fn sum<S: Iterator<Item = Self>>(all: S) -> Self {
+        all.fold(Self::default(), |mut sum, one| {
+            sum.done += one.done;
+            sum.doorbells.rung += one.doorbells.rung;
+            sum.doorbells.written += one.doorbells.written;
+            sum
+        })
+    }
 }
 
 /// A buffer that goes the way of its kind.
@@ -129,7 +149,7 @@ impl Way for ToDevice {
 }
 
 impl Load {
-    fn run<W: Way>(&mut self, pool: &udrv::dma::Pool, context: &Context, until: Until) -> Result<u64> {
+    fn run<W: Way>(&mut self, pool: &udrv::dma::Pool, context: &Context, until: Until) -> Result<Tally> {
         let depth = usize::from(self.queue.depth());
         let buffers: Result<Vec<Buffer<W>>> = (0..depth).map(|_| pool.alloc(self.size)).collect();
         let mut idle = buffers?;
@@ -156,7 +176,7 @@ impl Load {
                 return Err(status(outcome));
             }
             if count == 0 {
-                return Ok(ended);
+                return Ok(Tally { done: ended, doorbells: self.queue.doorbells() });
             }
         }
     }

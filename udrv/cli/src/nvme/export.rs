@@ -1,10 +1,15 @@
 //! A namespace as a block device for other programs.
 
-use crate::nbd::{Disk, Geometry, Server, bind};
+use super::requests::Requests;
+use crate::nbd::{Geometry, Server, bind};
 use std::path::PathBuf;
 use udrv::host::Context;
 use udrv_backend::Result;
-use udrv_nvme::driver::{Controller, IoQueue, Namespace, Optional, QueueConfig, Range};
+use udrv_nvme::driver::{Controller, Optional, QueueConfig};
+
+/// Commands that each connection's queue has under way at a time, at most, and those of all: each may take a buffer each way.
+const DEPTH: u16 = 32;
+const IN_ALL: u16 = 512;
 
 pub(super) struct Export {
     pub(super) socket: PathBuf,
@@ -24,56 +29,16 @@ impl Export {
             can_trim: optional.contains(Optional::DATASET_MANAGEMENT),
             can_zero: optional.contains(Optional::WRITE_ZEROES),
         };
+        let connections = self.connections.min(controller.queues());
+        let config = QueueConfig { depth: (IN_ALL / connections).clamp(1, DEPTH), ..config };
         let mut disks = Vec::new();
-        for _ in 0..self.connections.min(controller.queues()) {
-            disks.push(Exported { queue: controller.io_queue(config)?, namespace });
+        for _ in 0..connections {
+            let queue = controller.io_queue(config)?;
+            disks.push(Requests::new(queue, namespace, controller.pool().clone(), config.timeout));
         }
         let listener = bind(&self.socket)?;
         let (socket, address) = (self.socket.display(), &context.device.info().address);
         println!("namespace {} of {address} is at nbd:{socket}, for {} clients", self.namespace, disks.len());
         Server::new(geometry, disks).run(&listener, &|| context.should_stop())
-    }
-}
-
-/// What one connection has of the namespace.
-struct Exported {
-    queue: IoQueue,
-    namespace: Namespace,
-}
-
-impl Exported {
-    const fn block(&self, offset: u64) -> u64 {
-        offset / self.namespace.block_size
-    }
-
-    const fn range(&self, offset: u64, length: u32) -> Range {
-        Range { lba: self.block(offset), blocks: length / self.namespace.block_size as u32 }
-    }
-}
-
-impl Disk for Exported {
-    fn read(&mut self, offset: u64, into: &mut [u8]) -> Result<()> {
-        self.queue.read(&self.namespace, self.block(offset), into)
-    }
-
-    fn write(&mut self, offset: u64, from: &[u8], durable: bool) -> Result<()> {
-        let block = self.block(offset);
-        if durable {
-            self.queue.write_through(&self.namespace, block, from)
-        } else {
-            self.queue.write(&self.namespace, block, from)
-        }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.queue.flush(&self.namespace)
-    }
-
-    fn trim(&mut self, offset: u64, length: u32) -> Result<()> {
-        self.queue.trim(&self.namespace, &[self.range(offset, length)])
-    }
-
-    fn zero(&mut self, offset: u64, length: u32) -> Result<()> {
-        self.queue.write_zeroes(&self.namespace, self.range(offset, length))
     }
 }

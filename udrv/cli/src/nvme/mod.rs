@@ -3,6 +3,7 @@
 mod bench;
 mod copy;
 mod export;
+mod requests;
 
 use crate::surround::{DeviceArgs, Surrounded, conclude};
 use anyhow::{Result, bail};
@@ -182,6 +183,7 @@ fn identify(controller: &Controller) -> Result<(), Error> {
     println!("model      {}\nserial     {}\nfirmware   {}", info.model, info.serial, info.firmware);
     println!("version    {}.{}", info.version >> 16, info.version >> 8 & 0xff);
     println!("transfers  up to {} KiB", controller.max_transfer() >> 10);
+    println!("doorbells  {}", if info.has_shadow_doorbells { "in memory, and registers" } else { "registers" });
     println!("commands   {:?}, write cache: {}", info.optional, if info.has_write_cache { "yes" } else { "no" });
     for id in controller.namespace_ids()? {
         let namespace = controller.namespace(id)?;
