@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use udrv::host::{Ended, Host};
-use udrv::irq::Delivery;
+use udrv::irq::{Delivery, IrqDomain, IrqReturn};
 use udrv_backend::conformance::{Outcome as Check, Subject, checks};
 use udrv_backend::{AnyBackend, Backend as _, Error, IrqIndex, RegionIndex, Result, Width};
 use udrv_debug::trace::{Event, Identity, Options, Outcome, Recorder, Trace, What, diff, latencies, perfetto, plot};
@@ -291,6 +291,28 @@ fn handler_runs_and_sections_are_recorded_in_pairs_around_what_is_done_in_them()
     }
     assert_eq!((inside, off), (0, 0));
     assert!(acknowledged >= 11 && sections >= 1, "{acknowledged} in handlers, {sections} sections");
+}
+
+#[test]
+fn sections_are_recorded_from_the_registration_on_though_the_thread_has_used_some() {
+    for delivery in [Delivery::Thread, Delivery::Signal, Delivery::Poll] {
+        let file = File::new("used");
+        let device: AnyBackend = Arc::new(recorder(&file.0, small()));
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let sections = || {
+            domain.off(|_| domain.off(|_| ()));
+            domain.off(|_| ());
+        };
+        sections();
+        let irq = domain.register(&device, IrqIndex::MSI, 0, |_| IrqReturn::Handled).expect("registered");
+        sections();
+        sections();
+        drop((irq, domain, device));
+        let trace = Trace::open(&file.0).expect("a trace");
+        let begun = count(&trace, |what| matches!(what, What::SectionBegin { .. }));
+        let ended = count(&trace, |what| matches!(what, What::SectionEnd { .. }));
+        assert_eq!((begun, ended), (6, 6), "{delivery:?}");
+    }
 }
 
 #[test]

@@ -59,8 +59,8 @@ mod sync {
         loom::sync::atomic::fence(order);
     }
 
-    /// As few as make a thread without a slot possible.
-    pub(super) const SLOTS: usize = 2;
+    /// As few as make a thread without a place possible: the third.
+    pub(super) const SLOTS: usize = 3;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(super) enum Barrier {
@@ -103,7 +103,7 @@ mod sync {
     }
 }
 
-use gate::{Claim, Gate};
+use gate::{Claim, Gate, Slot};
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use mark::Mark;
 use std::mem::ManuallyDrop;
@@ -183,17 +183,21 @@ impl World {
     }
 
     fn section(&self, me: u32) {
-        let slot = self.gate.slot(me);
-        if !self.gate.enter_quickly(slot, me) {
-            self.gate.enter_slowly(me);
-        }
+        let slot = self.begin_section(me);
         self.touch();
-        self.end_section(me);
+        self.end_section(me, slot);
     }
 
-    /// As `Shared::after_section`.
-    fn end_section(&self, me: u32) {
-        if self.gate.leave(self.gate.slot(me), me) {
+    /// As `SectionGuard::open`.
+    fn begin_section(&self, me: u32) -> &Slot {
+        let slot = self.gate.slot(me as u8);
+        if self.gate.enter_quickly(slot) { slot } else { self.gate.enter_slowly(me) }
+    }
+
+    /// As `SectionGuard::drop` and `Shared::after_section`.
+    fn end_section(&self, me: u32, slot: &Slot) {
+        let is_quick = self.gate.is_quick(slot);
+        if if is_quick { self.gate.leave_quickly(slot) } else { self.gate.leave_slowly(me) } {
             self.deliver(me);
             self.gate.wait_out(me);
         }
@@ -293,10 +297,8 @@ fn sections_of_two_threads_against_delivery() {
     let threads = [0, 2].map(|me| {
         let driver = world.clone();
         loom::thread::spawn(move || {
-            if !driver.gate.enter_quickly(driver.gate.slot(me), me) {
-                driver.gate.enter_slowly(me);
-            }
-            driver.end_section(me);
+            let slot = driver.begin_section(me);
+            driver.end_section(me, slot);
         })
     });
     world.raise(0);
@@ -334,12 +336,10 @@ fn sleep_against_raise() {
 fn section_end_against_delivery_just_begun(barrier: Barrier) {
     let world = World::start(barrier);
     let domain = world.clone();
-    if !world.gate.enter_quickly(world.gate.slot(0), 0) {
-        world.gate.enter_slowly(0);
-    }
+    let slot = world.begin_section(0);
     world.raise(0);
     let thread = loom::thread::spawn(move || domain.deliver(1));
-    world.end_section(0);
+    world.end_section(0, slot);
     assert_eq!(world.handled(0), 1, "the section's end returned before its interrupt was handled");
     // What the handler touched, and whoever opened the section touches next.
     world.touch();

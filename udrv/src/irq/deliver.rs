@@ -2,7 +2,7 @@
 
 use super::bottom_half::Halves;
 use super::checks::{OffAccount, off_at};
-use super::gate::{Claim, Gate};
+use super::gate::{Claim, Gate, Slot};
 use super::inlet::Inlet;
 use super::number::me;
 use super::pending::WORDS;
@@ -18,7 +18,7 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 use udrv_backend::{AnyBackend, Error, Moment, Observe, Result};
 
-/// Ranks of the pending bitmap: 4,032. The last stands for the bottom halves, the one before for a SIGIO that nobody
+/// Ranks of the pending bitmap: 3,968. The last stands for the bottom halves, the one before for a SIGIO that nobody
 /// has looked into, so that the end of a section finds everything in one load.
 const BOTTOM_HALVES: u32 = 64 * WORDS as u32 - 1;
 pub(super) const NEWS: u32 = BOTTOM_HALVES - 1;
@@ -75,11 +75,6 @@ pub(super) struct Delivered {
     pub(super) held_back: bool,
 }
 
-#[cold]
-fn tell(observer: &dyn Observe, moment: Moment) {
-    observer.observe(moment);
-}
-
 impl Shared {
     pub(super) fn new(delivery: Delivery, barrier: Barrier) -> Result<Self> {
         if delivery == Delivery::Signal {
@@ -103,14 +98,31 @@ impl Shared {
     pub(super) fn observed_with(&self, backend: &AnyBackend) {
         if let Some(observer) = backend.observer() {
             self.observer.get_or_init(|| observer);
+            self.gate.pending.watch();
         }
     }
 
-    /// Tells of a section, if anybody looks on: one load where nobody does.
-    #[inline(always)]
-    pub(super) fn observe_section(&self, moment: impl FnOnce(u64) -> Moment) {
+    fn observe(&self, moment: impl FnOnce(u64) -> Moment) {
         if let Some(observer) = self.observer.get() {
-            tell(&**observer, moment(std::ptr::from_ref(self).addr() as u64));
+            observer.observe(moment(std::ptr::from_ref(self).addr() as u64));
+        }
+    }
+
+    /// What is due when [`Gate::enter_quickly`] has not opened a section.
+    #[cold]
+    pub(super) fn open_slowly(&self, at: &Location<'_>) -> &Slot {
+        let slot = self.gate.enter_slowly(me());
+        let line = at.line();
+        self.observe(|domain| Moment::SectionBegins { domain, line });
+        slot
+    }
+
+    /// What is due when [`Gate::is_quick`] says no.
+    #[cold]
+    pub(super) fn close_slowly(self: &Arc<Self>) {
+        self.observe(|domain| Moment::SectionEnds { domain });
+        if self.gate.leave_slowly(me()) {
+            self.after_section();
         }
     }
 
@@ -119,7 +131,7 @@ impl Shared {
         priority.ranks().find(|rank| *rank < NEWS && sources.get(*rank).is_none())
     }
 
-    /// What is due when [`Gate::leave`] says so.
+    /// What is due when [`Gate::leave_quickly`] or [`Gate::leave_slowly`] says so.
     #[cold]
     pub(super) fn after_section(self: &Arc<Self>) {
         if !self.gate.is_holder(me()) {

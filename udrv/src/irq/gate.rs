@@ -16,7 +16,11 @@
 //! | source is marked | what is pending | whether it sleeps | no wake-up is lost |
 //!
 //! The section's side is the frequent one, and its barrier is [`Barrier::light`]. The other side pays with [`Barrier::heavy`], unless every other thread's slot says [`AWAY`]: such a thread fences fully when it next opens
-//! a section. Threads beyond the number of slots share one that is counted with locked instructions.
+//! a section. Threads beyond the number of slots are counted together, with locked instructions.
+//!
+//! What is not a thread's only section of a domain where nothing happens is slow: a nested one, the first after a wait, all
+//! without membarrier, all of a domain that somebody looks on at. Whether that is so, each end learns from what it reads
+//! anyway, its slot and the summary of what is pending: two branches and no locked instruction.
 //!
 //! A section that meets a delivery takes its slot back and waits; a delivery that meets a section takes the holder back
 //! and leaves the rest to that section's end. So neither waits for the other while holding it up.
@@ -27,15 +31,14 @@ use std::time::Duration;
 
 /// A slot: no section open, in a thread that has used some. Zero, so that a look at it and one at the marks are one branch.
 const CLEAR: u32 = 0;
-/// A slot: one section open, and no fence is needed to close it. Without membarrier, one open section is [`FENCED`], and the
-/// slot goes back to [`AWAY`], so that every section takes the slow path and its fences. Nested ones count up from either.
+/// A slot: one section open, which closes quickly. Nested ones count up from here, and from [`AWAY`].
 const OPEN: u32 = 1;
-const FENCED: u32 = 2;
-/// A slot: no section open, and the next one begins with a full fence.
-const AWAY: u32 = u32::MAX;
+/// A slot: no section open, and the next one begins with a full fence. One that is opened slowly counts up from here, so that
+/// its end is slow as well and brings the slot back here.
+const AWAY: u32 = 1 << 31;
 
 fn is_open(slot: u32) -> bool {
-    slot != CLEAR && slot != AWAY
+    slot & !AWAY != 0
 }
 
 const NOBODY: u32 = 0;
@@ -50,7 +53,11 @@ struct Asleep(AtomicU32);
 
 pub(super) struct Gate {
     barrier: Barrier,
+    /// By the places of threads. The last is nobody's: threads without a place are sent there, and as it is never clear, no
+    /// section is quick there.
     slots: [Slot; SLOTS],
+    /// What a section of a thread without a place has for a slot: always away, so that its end is slow.
+    elsewhere: Slot,
     /// The thread that delivers, by its number plus one. That there is one, `pending` says too.
     holder: AtomicU32,
     pub(super) pending: Pending,
@@ -92,6 +99,7 @@ impl Gate {
         Self {
             barrier,
             slots: std::array::from_fn(|_| Slot(AtomicU32::new(AWAY))),
+            elsewhere: Slot(AtomicU32::new(AWAY)),
             holder: AtomicU32::new(NOBODY),
             pending: Pending::new(words),
             used: AtomicU32::new(0),
@@ -102,59 +110,65 @@ impl Gate {
         }
     }
 
-    /// The slot of thread `me`, if it has one, for [`Gate::enter_quickly`] and [`Gate::leave`]: found once for both.
+    /// The slot at a thread's place, or nobody's. There are as many as there are places, so that nothing is checked here.
     #[inline(always)]
-    pub(super) fn slot(&self, me: u32) -> Option<&Slot> {
-        self.slots.get(me as usize)
+    pub(super) fn slot(&self, place: u8) -> &Slot {
+        self.slots.get(usize::from(place)).unwrap_or(&self.elsewhere)
     }
 
-    /// Opens a section of thread `me`, whose slot this is, waiting for a delivery of another thread. False, with nothing
-    /// done, if that takes [`Gate::enter_slowly`]; of a number that is no thread's, too.
+    /// The slot of thread `me`, if it has one.
+    fn own(&self, me: u32) -> Option<&Slot> {
+        self.slots.get(me as usize).filter(|_| (me as usize) < SLOTS - 1)
+    }
+
+    /// Opens a section of the calling thread, whose slot this is. False, with nothing done, if that takes
+    /// [`Gate::enter_slowly`].
     ///
     /// The slot is written before anybody knows what it was: one that was away is open for a moment without a fence. Who
     /// sees that withdraws, and loses nothing, since the section does open, with a fence, and its end looks.
     #[inline(always)]
-    pub(super) fn enter_quickly(&self, slot: Option<&Slot>, me: u32) -> bool {
-        let Some(Slot(slot)) = slot else { return false };
+    pub(super) fn enter_quickly(&self, Slot(slot): &Slot) -> bool {
         let before = slot.load(Ordering::Relaxed);
         slot.store(OPEN, Ordering::Relaxed);
         if !mutant(Mutant::NoFenceAtDisable) {
             Barrier::light();
         }
-        u64::from(before) | self.pending.any_or_held() == 0 || self.enter_otherwise(slot, me, before)
+        u64::from(before) | self.pending.summary() == 0 || Self::take_back(slot, before)
     }
 
     #[cold]
-    fn enter_otherwise(&self, slot: &AtomicU32, me: u32, before: u32) -> bool {
-        if before != CLEAR {
-            // Again what it was to those who wait for this thread's last section.
-            slot.store(before, Ordering::Release);
-            return false;
+    fn take_back(slot: &AtomicU32, before: u32) -> bool {
+        // Again what it was to those who wait for this thread's last section.
+        slot.store(before, Ordering::Release);
+        false
+    }
+
+    /// Opens a section of thread `me`, whatever its slot says, waiting for a delivery of another thread. The slot is the
+    /// section's, for [`Gate::is_quick`].
+    #[cold]
+    pub(super) fn enter_slowly(&self, me: u32) -> &Slot {
+        let Some(own) = self.own(me) else {
+            self.enter_crowd(me);
+            return &self.elsewhere;
+        };
+        let Slot(slot) = own;
+        let depth = slot.load(Ordering::Relaxed);
+        if is_open(depth) {
+            slot.store(depth + 1, Ordering::Relaxed);
+            return own;
         }
+        if self.used.load(Ordering::Relaxed) <= me {
+            self.used.fetch_max(me + 1, Ordering::AcqRel);
+        }
+        slot.store(self.open(), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         self.stand_back(slot, me);
-        true
-    }
-
-    /// As [`Gate::enter_quickly`], in all cases: away, nested, without membarrier, without a slot.
-    #[cold]
-    pub(super) fn enter_slowly(&self, me: u32) {
-        let Some(Slot(slot)) = self.slot(me) else { return self.enter_crowd(me) };
-        match slot.load(Ordering::Relaxed) {
-            AWAY | CLEAR => {
-                if self.used.load(Ordering::Relaxed) <= me {
-                    self.used.fetch_max(me + 1, Ordering::AcqRel);
-                }
-                slot.store(self.open(), Ordering::Relaxed);
-                fence(Ordering::SeqCst);
-                self.stand_back(slot, me);
-            }
-            depth => slot.store(depth + 1, Ordering::Relaxed),
-        }
+        own
     }
 
     /// What one open section is.
     fn open(&self) -> u32 {
-        if self.barrier.is_asymmetric() { OPEN } else { FENCED }
+        if self.barrier.is_asymmetric() && !self.pending.is_watched() { OPEN } else { AWAY + 1 }
     }
 
     /// The section just opened takes its slot back as long as another thread delivers.
@@ -192,52 +206,53 @@ impl Gate {
         parking.entering -= 1;
     }
 
-    /// Closes one. True if it was this thread's outermost and something is pending or being delivered: then
-    /// [`Gate::claim`] is due, and [`Gate::wait_out`].
+    /// Whether the section with this slot, the calling thread's last, is closed by [`Gate::leave_quickly`].
     #[inline(always)]
-    pub(super) fn leave(&self, slot: Option<&Slot>, me: u32) -> bool {
-        let Some(Slot(slot)) = slot else { return self.leave_slowly(me) };
-        if slot.load(Ordering::Relaxed) != OPEN {
-            return self.leave_slowly(me);
-        }
+    pub(super) fn is_quick(&self, Slot(slot): &Slot) -> bool {
+        slot.load(Ordering::Relaxed) == OPEN
+    }
+
+    /// Closes it. True if something is pending or being delivered: then [`Gate::claim`] is due, and [`Gate::wait_out`].
+    #[inline(always)]
+    pub(super) fn leave_quickly(&self, Slot(slot): &Slot) -> bool {
         slot.store(CLEAR, Ordering::Release);
         if !mutant(Mutant::NoFenceAtEnable) {
             Barrier::light();
         }
-        self.has_work()
+        self.pending.summary() != 0 && self.has_work()
     }
 
     /// Something is pending, or another thread has just taken what was: a section's end waits for that, too.
-    #[inline(always)]
+    #[cold]
     fn has_work(&self) -> bool {
         if mutant(Mutant::EndForgetsTheHolder) {
             return self.pending.any();
         }
-        self.pending.any_or_held() != 0
+        self.pending.any_or_held()
     }
 
+    /// Closes any other section of thread `me`. True as for [`Gate::leave_quickly`], if it was the outermost.
     #[cold]
-    fn leave_slowly(&self, me: u32) -> bool {
-        let Some(Slot(slot)) = self.slot(me) else {
+    pub(super) fn leave_slowly(&self, me: u32) -> bool {
+        let Some(Slot(slot)) = self.own(me) else {
             let last = self.crowd.fetch_sub(1, Ordering::AcqRel) == 1;
             fence(Ordering::SeqCst);
             return last && self.has_work();
         };
-        let depth = slot.load(Ordering::Relaxed);
-        if depth == FENCED && !self.barrier.is_asymmetric() {
-            slot.store(AWAY, Ordering::Release);
-            if !mutant(Mutant::NoFenceAtEnable) {
-                fence(Ordering::SeqCst);
-            }
-            return self.has_work();
+        let left = slot.load(Ordering::Relaxed).saturating_sub(1);
+        slot.store(left, Ordering::Release);
+        if is_open(left) {
+            return false;
         }
-        slot.store(depth.saturating_sub(1), Ordering::Release);
-        false
+        if !mutant(Mutant::NoFenceAtEnable) {
+            fence(Ordering::SeqCst);
+        }
+        self.has_work()
     }
 
     /// Whether this thread has a section open. (A thread without a slot cannot tell, and says no.)
     pub(super) fn is_inside(&self, me: u32) -> bool {
-        self.slot(me).is_some_and(|Slot(slot)| is_open(slot.load(Ordering::Relaxed)))
+        self.own(me).is_some_and(|Slot(slot)| is_open(slot.load(Ordering::Relaxed)))
     }
 
     /// Whether this thread delivers.
@@ -396,7 +411,7 @@ impl Gate {
     }
 
     fn step_away(&self, me: u32) {
-        if let Some(Slot(slot)) = self.slot(me)
+        if let Some(Slot(slot)) = self.own(me)
             && slot.load(Ordering::Relaxed) == CLEAR
         {
             slot.store(AWAY, Ordering::Release);

@@ -9,8 +9,8 @@ pub(super) use std::sync::{Mutex, MutexGuard};
 use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Threads with a slot of their own; more share one.
-pub(super) const SLOTS: usize = 64;
+/// Places of threads, and so slots: as many as a byte tells apart. The last is nobody's.
+pub(super) const SLOTS: usize = 256;
 
 /// Changes to the protocol that the model checker must notice; nothing here ever makes them.
 #[derive(Clone, Copy, PartialEq, Eq)]
