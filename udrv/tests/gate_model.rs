@@ -1,7 +1,7 @@
 //! The gate's protocol, under a model checker: every interleaving of small scenes, with the reorderings that the memory
 //! model allows.
 //!
-//! The three files of the protocol are compiled here a second time, against loom instead of the standard library. Proven
+//! The files of the protocol are compiled here a second time, against loom instead of the standard library. Proven
 //! for these scenes (two or three threads, one or two sources): no handler runs inside a section, no
 //! mark is lost, no wake-up is lost, and whoever disables a source does not return before its handler. Not proven: that
 //! membarrier(2) is a full fence on both sides, which is how it is modelled here, and anything outside those files. The
@@ -14,6 +14,8 @@ mod gate;
 #[path = "../src/irq/mark.rs"]
 #[expect(dead_code, reason = "as above")]
 mod mark;
+#[path = "../src/irq/parking.rs"]
+mod parking;
 #[path = "../src/irq/pending.rs"]
 #[expect(dead_code, reason = "as above")]
 mod pending;
@@ -36,6 +38,7 @@ mod sync {
         EndDoesNotWait,
         SleepTrustsTheSection,
         NoFenceAtSleep,
+        NoFenceAtWait,
     }
 
     thread_local! {
@@ -57,6 +60,10 @@ mod sync {
     pub(super) fn fence(order: Ordering) {
         FENCES.fetch_add(1, Ordering::Relaxed);
         loom::sync::atomic::fence(order);
+    }
+
+    pub(super) fn fence_after_rmw() {
+        fence(Ordering::SeqCst);
     }
 
     /// As few as make a thread without a place possible: the third.
@@ -476,6 +483,11 @@ fn checker_notices_a_section_end_that_does_not_wait() {
 #[test]
 fn checker_notices_a_sleep_that_trusts_a_section_that_has_closed() {
     catches(Mutant::SleepTrustsTheSection, sleep_against_a_closing_section_and_a_raise);
+}
+
+#[test]
+fn checker_notices_a_missing_fence_at_wait() {
+    catches(Mutant::NoFenceAtWait, wait_against_delivery);
 }
 
 #[test]

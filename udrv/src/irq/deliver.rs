@@ -13,6 +13,7 @@ use super::sync::{Barrier, lock};
 use super::{Delivery, Priority};
 use crate::clock;
 use std::panic::Location;
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -40,6 +41,14 @@ pub(super) struct Spun {
     in_a_row: u32,
 }
 
+impl Spun {
+    /// How often the next spin looks at the marks before it asks the kernel, which takes as long as many looks: seldom, if
+    /// the last was found among the marks.
+    pub(super) fn looks(&self) -> u32 {
+        if self.found { 256 } else { 64 }
+    }
+}
+
 /// What a domain's threads and handles share.
 pub(super) struct Shared {
     pub(super) gate: Gate,
@@ -54,7 +63,9 @@ pub(super) struct Shared {
     observer: OnceLock<Arc<dyn Observe>>,
     pub(super) sources: Mutex<Ranks<Arc<Source>>>,
     /// Tasks that wait for a delivery.
-    pub(super) wakers: Mutex<Vec<Waker>>,
+    wakers: Mutex<Vec<Waker>>,
+    /// There are some.
+    has_wakers: AtomicBool,
     /// The thread that SIGIO goes to.
     pub(super) owner: i32,
 }
@@ -90,6 +101,7 @@ impl Shared {
             observer: OnceLock::new(),
             sources: Mutex::default(),
             wakers: Mutex::default(),
+            has_wakers: AtomicBool::new(false),
             owner: sigio::this_thread(),
         })
     }
@@ -156,7 +168,7 @@ impl Shared {
         if source.mark.raise(count) {
             self.mark(source.rank());
         }
-        source.count(count);
+        source.mark.show_mark();
     }
 
     pub(super) fn mark_bottom_halves(&self) {
@@ -172,8 +184,25 @@ impl Shared {
     }
 
     pub(super) fn wake_tasks(&self) {
-        let wakers = std::mem::take(&mut *lock(&self.wakers));
-        wakers.into_iter().for_each(Waker::wake);
+        if self.has_wakers.load(Ordering::Relaxed) {
+            let mut waiting = lock(&self.wakers);
+            self.has_wakers.store(false, Ordering::Relaxed);
+            let wakers = std::mem::take(&mut *waiting);
+            drop(waiting);
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Wakes a task at the next delivery. If the account says that there was one, the task may have missed it.
+    pub(super) fn wake_later(&self, waker: &Waker) {
+        let mut wakers = lock(&self.wakers);
+        if !wakers.iter().any(|known| known.will_wake(waker)) {
+            wakers.push(waker.clone());
+        }
+        self.has_wakers.store(true, Ordering::Relaxed);
+        drop(wakers);
+        // Before the account is looked at, as `Gate::advance` fences between the account and the look at this.
+        fence(Ordering::SeqCst);
     }
 
     /// Marks what the descriptors say. The thread of thread delivery does this itself.
@@ -289,8 +318,9 @@ impl Shared {
     }
 
     /// Sleeps until something may be pending, there is progress since `seen`, or for `limit`. One thread at a time waits
-    /// for descriptors; others wait for it. True if spinning found something.
-    pub(super) fn idle(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<bool> {
+    /// for descriptors; others wait for it. In `Poll` it spins before, unless `looks` is 0, asking the kernel after so many
+    /// looks at the marks. True if that found something.
+    pub(super) fn idle(&self, seen: u64, held_back: bool, looks: u32, limit: Option<Duration>) -> Result<bool> {
         let me = me();
         if self.delivery == Delivery::Thread {
             self.gate.wait_for_progress(me, seen, limit);
@@ -299,16 +329,17 @@ impl Shared {
         if !self.gate.lead(me, seen, limit) {
             return Ok(false);
         }
-        let slept = self.idle_as_leader(seen, held_back, spin && self.delivery == Delivery::Poll, limit);
+        let looks = if self.delivery == Delivery::Poll && !held_back { looks } else { 0 };
+        let slept = self.idle_as_leader(seen, held_back, looks, limit);
         self.gate.stop_leading();
         slept
     }
 
-    fn idle_as_leader(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<bool> {
-        if spin && !held_back {
+    fn idle_as_leader(&self, seen: u64, held_back: bool, looks: u32, limit: Option<Duration>) -> Result<bool> {
+        if looks > 0 {
             let until = clock::now() + limit.map_or(SPIN, |limit| limit.min(SPIN));
             loop {
-                for _ in 0..64 {
+                for _ in 0..looks {
                     if self.gate.pending.any() {
                         return Ok(true);
                     }

@@ -188,7 +188,7 @@ impl IrqDomain {
                 return Ok(());
             }
             let Some(left) = deadline.remaining() else { return Err(deadline.missed(what)) };
-            spun.found = self.shared.idle(seen, held_back, true, Some(left))?;
+            spun.found = self.shared.idle(seen, held_back, spun.looks(), Some(left))?;
         }
     }
 }

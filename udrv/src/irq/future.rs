@@ -1,6 +1,5 @@
 //! Waiting for an interrupt as a task.
 
-use super::sync::lock;
 use super::{Delivery, Registration};
 use std::future::Future;
 use std::pin::Pin;
@@ -39,12 +38,7 @@ impl Future for NextDelivery<'_> {
         if shared.delivery != Delivery::Thread {
             shared.deliver();
         }
-        {
-            let mut wakers = lock(&shared.wakers);
-            if !wakers.iter().any(|waker| waker.will_wake(context.waker())) {
-                wakers.push(context.waker().clone());
-            }
-        }
+        shared.wake_later(context.waker());
         // After the waker is in place, so that no delivery falls between.
         match self.new_deliveries() {
             Some(count) => Poll::Ready(Ok(count)),

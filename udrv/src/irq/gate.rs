@@ -3,14 +3,14 @@
 //!
 //! # Protocol
 //! Each thread owns a *slot* per domain, written by that thread alone, so that opening and closing a section are plain
-//! stores. *Holder* says who delivers, and a bit beside the marks that somebody does, which is what a section looks at.
+//! stores. That somebody delivers is a bit beside the marks, *held*, and whoever sets it does.
 //! Three pairs of "write mine, barrier, read yours" make it safe:
 //!
 //! | | writes | then reads | so that |
 //! |---|---|---|---|
-//! | section opens | its slot | the holder | one of the two sees the other: |
-//! | delivery begins | the holder | all slots | no handler runs inside a section |
-//! | section closes | its slot | what is pending, who holds | one of the two sees the other: |
+//! | section opens | its slot | held | one of the two sees the other: |
+//! | delivery begins | held | all slots | no handler runs inside a section |
+//! | section closes | its slot | what is pending, held | one of the two sees the other: |
 //! | source is marked, delivery withdraws | what is pending | all slots | no mark is left behind |
 //! | domain's thread falls asleep | that it sleeps | what is pending | one of the two sees the other: |
 //! | source is marked | what is pending | whether it sleeps | no wake-up is lost |
@@ -22,11 +22,12 @@
 //! without membarrier, all of a domain that somebody looks on at. Whether that is so, each end learns from what it reads
 //! anyway, its slot and the summary of what is pending: two branches and no locked instruction.
 //!
-//! A section that meets a delivery takes its slot back and waits; a delivery that meets a section takes the holder back
+//! A section that meets a delivery takes its slot back and waits; a delivery that meets a section lets go
 //! and leaves the rest to that section's end. So neither waits for the other while holding it up.
 
+use super::parking::Parking;
 use super::pending::Pending;
-use super::sync::{AtomicU32, Barrier, Condvar, Mutant, Mutex, MutexGuard, Ordering, SLOTS, fence, lock, mutant};
+use super::sync::{AtomicU32, Barrier, Mutant, Ordering, SLOTS, fence, fence_after_rmw, mutant};
 use std::time::Duration;
 
 /// A slot: no section open, in a thread that has used some. Zero, so that a look at it and one at the marks are one branch.
@@ -58,7 +59,7 @@ pub(super) struct Gate {
     slots: [Slot; SLOTS],
     /// What a section of a thread without a place has for a slot: always away, so that its end is slow.
     elsewhere: Slot,
-    /// The thread that delivers, by its number plus one. That there is one, `pending` says too.
+    /// The thread that delivers, by its number plus one, for itself to know; that there is one, `pending` says.
     holder: AtomicU32,
     pub(super) pending: Pending,
     /// Slots in use are below this.
@@ -67,20 +68,9 @@ pub(super) struct Gate {
     crowd: AtomicU32,
     /// The thread that waits for descriptors sleeps in the kernel, or is about to.
     asleep: Asleep,
-    parking: Mutex<Parking>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Parking {
     /// Threads that wait for the delivery to end, to open a section.
-    entering: u32,
-    /// Threads that wait for anything, those included.
-    waiting: u32,
-    /// Counts what a waiting thread might wait for.
-    progress: u64,
-    /// A thread waits for descriptors, on behalf of all.
-    led: bool,
+    entering: AtomicU32,
+    parking: Parking,
 }
 
 /// What came of an attempt to become the one who delivers.
@@ -105,8 +95,8 @@ impl Gate {
             used: AtomicU32::new(0),
             crowd: AtomicU32::new(0),
             asleep: Asleep(AtomicU32::new(0)),
-            parking: Mutex::new(Parking::default()),
-            changed: Condvar::default(),
+            entering: AtomicU32::new(0),
+            parking: Parking::new(),
         }
     }
 
@@ -195,15 +185,13 @@ impl Gate {
     }
 
     fn meets_other(&self, me: u32) -> bool {
-        let holder = self.holder.load(Ordering::Acquire);
-        holder != NOBODY && holder != me + 1
+        self.pending.is_held() && !self.is_holder(me)
     }
 
     fn wait_to_enter(&self, me: u32) {
-        let mut parking = lock(&self.parking);
-        parking.entering += 1;
-        parking = self.wait_while(parking, || self.meets_other(me));
-        parking.entering -= 1;
+        self.entering.fetch_add(1, Ordering::AcqRel);
+        self.parking.wait_while(|| self.meets_other(me));
+        self.entering.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether the section with this slot, the calling thread's last, is closed by [`Gate::leave_quickly`].
@@ -268,11 +256,11 @@ impl Gate {
         if self.is_inside(me) {
             return Claim::Open;
         }
-        let parking = self.wait_while(lock(&self.parking), || self.meets_other(me));
+        while !self.pending.hold() {
+            self.parking.wait_while(|| self.pending.is_held());
+        }
+        fence_after_rmw();
         self.holder.store(me + 1, Ordering::Relaxed);
-        self.pending.hold();
-        drop(parking);
-        fence(Ordering::SeqCst);
         if self.others(me).any(|slot| slot != AWAY) {
             self.barrier.heavy();
         }
@@ -288,7 +276,7 @@ impl Gate {
         if mutant(Mutant::EndDoesNotWait) {
             return;
         }
-        drop(self.wait_while(lock(&self.parking), || self.meets_other(me)));
+        self.parking.wait_while(|| self.meets_other(me));
     }
 
     fn others(&self, me: u32) -> impl Iterator<Item = u32> + '_ {
@@ -299,15 +287,14 @@ impl Gate {
 
     /// Ends the delivery that [`Claim::Held`] began.
     pub(super) fn release(&self) {
-        let parking = lock(&self.parking);
-        self.holder.store(NOBODY, Ordering::Release);
+        self.holder.store(NOBODY, Ordering::Relaxed);
         self.pending.let_go();
-        self.tell(&parking);
+        self.parking.tell();
     }
 
     /// Whether threads wait to open a section. Each of them will look for what is pending when it closes it.
     pub(super) fn is_wanted(&self) -> bool {
-        lock(&self.parking).entering > 0
+        self.entering.load(Ordering::Relaxed) > 0
     }
 
     /// Marks a rank pending. True if the thread that waits for descriptors must be woken from its sleep.
@@ -321,8 +308,9 @@ impl Gate {
         self.must_wake()
     }
 
+    /// After an atomic read-modify-write.
     fn must_wake(&self) -> bool {
-        fence(Ordering::SeqCst);
+        fence_after_rmw();
         self.asleep.0.load(Ordering::Relaxed) != 0
     }
 
@@ -357,57 +345,43 @@ impl Gate {
 
     /// Counts one more thing that a thread might be waiting for. True as for [`Gate::mark`].
     pub(super) fn advance(&self) -> bool {
-        let mut parking = lock(&self.parking);
-        parking.progress += 1;
-        self.tell(&parking);
-        drop(parking);
+        self.parking.advance();
         self.must_wake()
     }
 
     pub(super) fn progress(&self) -> u64 {
-        lock(&self.parking).progress
+        self.parking.progress()
     }
 
     /// Becomes the thread that waits for descriptors. If there is one, sleeps as [`Gate::wait_for_progress`] does, or until
     /// that one stops, and says no.
     pub(super) fn lead(&self, me: u32, seen: u64, limit: Option<Duration>) -> bool {
-        let mut parking = lock(&self.parking);
-        if parking.progress != seen {
+        if self.progress() != seen {
             return false;
         }
-        if !parking.led {
-            parking.led = true;
+        if self.parking.lead() {
             return true;
         }
         self.step_away(me);
-        parking.waiting += 1;
-        parking = self.changed.wait(parking, limit);
-        parking.waiting -= 1;
+        self.parking.wait_once(|| self.progress() == seen && self.parking.is_led(), limit);
         false
     }
 
     /// Another thread that waits becomes the one.
     pub(super) fn stop_leading(&self) {
-        let mut parking = lock(&self.parking);
-        parking.led = false;
-        self.tell(&parking);
+        self.parking.stop_leading();
     }
 
     /// Sleeps until there is progress since `seen`, or for `limit`. Meanwhile no delivery needs the heavy barrier for
     /// this thread.
     pub(super) fn wait_for_progress(&self, me: u32, seen: u64, limit: Option<Duration>) {
         self.step_away(me);
-        let mut parking = lock(&self.parking);
-        if parking.progress == seen {
-            parking.waiting += 1;
-            parking = self.changed.wait(parking, limit);
-            parking.waiting -= 1;
-        }
+        self.parking.wait_once(|| self.progress() == seen, limit);
     }
 
     /// Sleeps until `is_so` no longer holds; it must change only before [`Gate::advance`] or [`Gate::release`].
     pub(super) fn wait_until_not(&self, is_so: impl Fn() -> bool) {
-        drop(self.wait_while(lock(&self.parking), is_so));
+        self.parking.wait_while(is_so);
     }
 
     fn step_away(&self, me: u32) {
@@ -415,25 +389,6 @@ impl Gate {
             && slot.load(Ordering::Relaxed) == CLEAR
         {
             slot.store(AWAY, Ordering::Release);
-        }
-    }
-
-    fn wait_while<'a>(
-        &self,
-        mut parking: MutexGuard<'a, Parking>,
-        is_so: impl Fn() -> bool,
-    ) -> MutexGuard<'a, Parking> {
-        parking.waiting += 1;
-        while is_so() {
-            parking = self.changed.wait(parking, None);
-        }
-        parking.waiting -= 1;
-        parking
-    }
-
-    fn tell(&self, parking: &Parking) {
-        if parking.waiting > 0 {
-            self.changed.notify_all();
         }
     }
 }

@@ -38,6 +38,7 @@ mod lock;
 mod lockdep;
 mod mark;
 mod number;
+mod parking;
 mod pending;
 mod ranks;
 mod registration;

@@ -2,7 +2,7 @@
 //! is found in two steps however many sources there are. The summary's top bits say that somebody delivers, and that somebody
 //! looks on, so that a section learns all of it in one load.
 
-use super::sync::{AtomicU64, Mutant, Ordering, fence, mutant};
+use super::sync::{AtomicU64, Mutant, Ordering, fence_after_rmw, mutant};
 
 /// Words that the summary can speak of.
 pub(super) const WORDS: usize = 62;
@@ -67,8 +67,13 @@ impl Pending {
         self.summary() & WATCHED != 0
     }
 
-    pub(super) fn hold(&self) {
-        self.summary.fetch_or(HELD, Ordering::AcqRel);
+    /// Becomes the one who delivers. False if somebody does.
+    pub(super) fn hold(&self) -> bool {
+        self.summary.fetch_or(HELD, Ordering::AcqRel) & HELD == 0
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.summary() & HELD != 0
     }
 
     pub(super) fn let_go(&self) {
@@ -113,7 +118,7 @@ impl Pending {
         if word.fetch_and(!bit, Ordering::AcqRel) & !bit != 0 {
             self.summary.fetch_or(1 << index, Ordering::AcqRel);
         }
-        fence(Ordering::SeqCst);
+        fence_after_rmw();
     }
 
     /// Takes the lowest rank out.
@@ -140,7 +145,7 @@ impl Pending {
             }
             if bit != 0 {
                 // Who signals after this sees the mark taken; who signalled before is part of what is delivered.
-                fence(Ordering::SeqCst);
+                fence_after_rmw();
                 return Some(index * 64 + bit.trailing_zeros());
             }
         }

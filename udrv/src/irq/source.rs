@@ -98,8 +98,6 @@ pub(super) struct Source {
     /// `None`: a timer.
     line: Option<Line>,
     state: Mutex<State>,
-    /// Signals, saturating.
-    raised: AtomicU64,
     rank: u32,
     storm_window: u32,
     /// Handlers that are registered, including those about to be; 0: it is being given back.
@@ -123,6 +121,8 @@ struct State {
 
 #[derive(Default)]
 struct Tally {
+    /// Signals that no longer wait, saturating: with the mark, all there were. Changes under one lock with it.
+    taken: u64,
     delivered: u64,
     merged: u64,
     spurious: u64,
@@ -177,7 +177,6 @@ impl Source {
             mark: Shown::new(&shared.shown, line.as_ref()),
             line,
             state: Mutex::default(),
-            raised: AtomicU64::new(0),
             rank,
             storm_window: options.storm_window.max(1),
             registered: AtomicU16::new(1),
@@ -212,7 +211,7 @@ impl Source {
 
     fn stats_of(&self, tally: &Tally) -> IrqStats {
         IrqStats {
-            raised: self.raised.load(Ordering::Acquire),
+            raised: tally.taken.saturating_add(self.mark.waiting()),
             delivered: tally.delivered,
             merged: tally.merged,
             spurious: tally.spurious,
@@ -228,11 +227,21 @@ impl Source {
         self.mark.settle(&self.stats_of(tally));
     }
 
-    /// Counts signals. Called once they are marked, so that who sees the count will find the mark.
-    pub(super) fn count(&self, count: u64) {
-        let add = |raised: u64| Some(raised.saturating_add(count));
-        let _before = self.raised.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
-        self.mark.show_raised(&self.raised);
+    /// Makes it not pending.
+    pub(super) fn forget(&self) {
+        let tally = &mut lock(&self.state).tally;
+        tally.taken = tally.taken.saturating_add(self.mark.forget());
+        self.mark.show_taken(tally.taken);
+    }
+
+    /// Takes the mark for a delivery, if it is still to be delivered, and the handlers, so that they may register and drop
+    /// others of their line.
+    fn take(&self) -> Option<(u64, Actions)> {
+        let state = &mut *lock(&self.state);
+        let merged = self.mark.take()?;
+        state.tally.taken = state.tally.taken.saturating_add(merged);
+        self.mark.show_taken(state.tally.taken);
+        Some((merged, std::mem::take(&mut state.actions)))
     }
 
     /// It is pending while a section is open, since `since`.
@@ -268,15 +277,18 @@ impl Source {
     /// Runs the handlers, if it is still to be delivered. True if they ran.
     pub(super) fn deliver(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
         self.active.store(true, Ordering::Relaxed);
-        let merged = self.mark.take();
-        if let Some(merged) = merged {
+        let taken = self.take();
+        let is_due = taken.is_some();
+        if let Some((merged, actions)) = taken {
             let start = clock::now();
+            // Only now, since whoever raises may be writing it.
+            self.mark.show_mark();
             self.mark.runs(true);
             let (index, vector) = self.line.as_ref().map_or((u32::MAX, 0), |line| (line.index.0, line.vector));
             irq_is_delivered(index, vector, merged);
             let outcome = {
                 let _inside = InHandler::of(shared, self);
-                self.call_observed(Interrupt { merged })
+                self.call_observed(Interrupt { merged }, actions)
             };
             self.mark.runs(false);
             let stormed = self.settle(start, clock::now(), merged, outcome.handled);
@@ -284,22 +296,20 @@ impl Source {
         }
         self.active.store(false, Ordering::Release);
         shared.advance();
-        merged.is_some()
+        is_due
     }
 
     /// As [`Source::call`], telling whoever looks on.
-    fn call_observed(&self, interrupt: Interrupt) -> Outcome {
+    fn call_observed(&self, interrupt: Interrupt, actions: Actions) -> Outcome {
         let observed = self.line.as_ref().and_then(|line| Some((line.backend.observer()?, line.index, line.vector)));
-        let Some((observer, index, vector)) = observed else { return self.call(interrupt) };
+        let Some((observer, index, vector)) = observed else { return self.call(interrupt, actions) };
         observer.observe(Moment::HandlerBegins { index, vector });
-        let outcome = self.call(interrupt);
+        let outcome = self.call(interrupt, actions);
         observer.observe(Moment::HandlerEnds { index, vector, handled: outcome.handled });
         outcome
     }
 
-    fn call(&self, interrupt: Interrupt) -> Outcome {
-        // Taken out, so that a handler may register and drop others of its line.
-        let mut actions = std::mem::take(&mut lock(&self.state).actions);
+    fn call(&self, interrupt: Interrupt, mut actions: Actions) -> Outcome {
         let mut outcome = Outcome { handled: false, threads: Vec::new(), alive: false };
         for Action { handler: place, .. } in &mut actions {
             let Some(handler) = place else { continue };

@@ -1,6 +1,6 @@
 //! What the gate's protocol is made of: atomics, a lock, and the two-sided barrier.
 //!
-//! `gate.rs`, `pending.rs` and `mark.rs` use nothing else, so that the model checker can compile the same three files
+//! `gate.rs`, `parking.rs`, `pending.rs` and `mark.rs` use nothing else, so that the model checker can compile the same files
 //! against its own version of this module (`tests/gate_model.rs`).
 #![expect(unsafe_code, reason = "membarrier(2) has no safe wrapper")]
 
@@ -31,11 +31,24 @@ pub(super) enum Mutant {
     SleepTrustsTheSection,
     /// No barrier between announcing a sleep and looking for what is pending.
     NoFenceAtSleep,
+    /// No barrier between saying that one waits and looking whether one must.
+    NoFenceAtWait,
 }
 
 #[inline(always)]
 pub(super) const fn mutant(_which: Mutant) -> bool {
     false
+}
+
+/// A full fence just after an atomic read-modify-write, which is one itself where it is a locked instruction: there only the
+/// compiler is kept from reordering.
+#[inline(always)]
+pub(super) fn fence_after_rmw() {
+    if cfg!(target_arch = "x86_64") {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    } else {
+        fence(Ordering::SeqCst);
+    }
 }
 
 /// A full barrier between two threads, of which one side is taken often ([`Barrier::light`]) and the other rarely
