@@ -46,6 +46,7 @@ mod service;
 mod sigio;
 mod source;
 mod sync;
+mod tally;
 mod timer;
 mod violation;
 

@@ -5,13 +5,13 @@ use super::checks::InHandler;
 use super::contain::{contained, let_go};
 use super::deliver::Shared;
 use super::sync::lock;
+use super::tally::{Done, Tally};
 use super::{IrqOptions, IrqReturn, IrqStats};
 use crate::clock;
 use smallvec::SmallVec;
-use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Instant;
 use udrv_backend::{AnyBackend, IrqIndex, Moment};
 
 /// What a handler is told.
@@ -53,12 +53,6 @@ impl<F: FnMut(Interrupt) -> IrqReturn + Send> Handle for Threaded<F> {
         Some(&self.half)
     }
 }
-
-/// How many deliveries in a thousand must have been unhandled for it to be a storm: as the Linux kernel does
-/// (kernel/irq/spurious.c).
-const STORM_UNHANDLED_PERMILLE: u64 = 999;
-/// Unhandled deliveries further apart than this are no storm, however many (as above).
-const STORM_GAP_NS: u64 = 100_000_000;
 
 /// Where a source comes from.
 #[derive(Clone)]
@@ -113,48 +107,9 @@ pub(super) struct Source {
 }
 
 /// Under one lock, since each would take eight bytes.
-#[derive(Default)]
 struct State {
     actions: Actions,
     tally: Tally,
-}
-
-#[derive(Default)]
-struct Tally {
-    /// Signals that no longer wait, saturating: with the mark, all there were. Changes under one lock with it.
-    taken: u64,
-    delivered: u64,
-    merged: u64,
-    spurious: u64,
-    deferred: u64,
-    longest_deferral_ns: u64,
-    longest_handler_ns: u64,
-    /// When a section was found to hold it back.
-    held_since: Option<Stamp>,
-    last_unhandled: Option<Stamp>,
-    /// Deliveries of the window so far, and those unhandled.
-    window: u32,
-    unhandled: u32,
-}
-
-/// A time in half the size of an `Instant`: nanoseconds since the process made its first source, and one.
-#[derive(Clone, Copy)]
-struct Stamp(NonZeroU64);
-
-impl Stamp {
-    fn of(at: Instant) -> Self {
-        static FIRST: OnceLock<Instant> = OnceLock::new();
-        let since_first = at.saturating_duration_since(*FIRST.get_or_init(|| at));
-        Self(NonZeroU64::MIN.saturating_add(nanoseconds(since_first)))
-    }
-
-    fn nanoseconds_since(self, earlier: Self) -> u64 {
-        self.0.get().saturating_sub(earlier.0.get())
-    }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What one delivery came to.
@@ -172,11 +127,10 @@ impl Source {
         is_automasked: bool,
         options: IrqOptions,
     ) -> Arc<Self> {
-        let _first = Stamp::of(clock::now());
         Arc::new(Self {
             mark: Shown::new(&shared.shown, line.as_ref()),
             line,
-            state: Mutex::default(),
+            state: Mutex::new(State { actions: Actions::new(), tally: Tally::new() }),
             rank,
             storm_window: options.storm_window.max(1),
             registered: AtomicU16::new(1),
@@ -210,16 +164,7 @@ impl Source {
     }
 
     fn stats_of(&self, tally: &Tally) -> IrqStats {
-        IrqStats {
-            raised: tally.taken.saturating_add(self.mark.waiting()),
-            delivered: tally.delivered,
-            merged: tally.merged,
-            spurious: tally.spurious,
-            deferred: tally.deferred,
-            longest_deferral: Duration::from_nanos(tally.longest_deferral_ns),
-            longest_handler: Duration::from_nanos(tally.longest_handler_ns),
-            stormed: self.stormed.load(Ordering::Acquire),
-        }
+        tally.stats(self.mark.waiting(), self.stormed.load(Ordering::Acquire))
     }
 
     /// Shows the account, whose lock the caller has.
@@ -230,26 +175,22 @@ impl Source {
     /// Makes it not pending.
     pub(super) fn forget(&self) {
         let tally = &mut lock(&self.state).tally;
-        tally.taken = tally.taken.saturating_add(self.mark.forget());
-        self.mark.show_taken(tally.taken);
+        self.mark.show_taken(tally.take(self.mark.forget()));
     }
 
     /// Takes the mark for a delivery, if it is still to be delivered, and the handlers, so that they may register and drop
-    /// others of their line.
+    /// others of their line. Under one lock, so that no account misses the signals.
     fn take(&self) -> Option<(u64, Actions)> {
-        let state = &mut *lock(&self.state);
+        let State { actions, tally } = &mut *lock(&self.state);
         let merged = self.mark.take()?;
-        state.tally.taken = state.tally.taken.saturating_add(merged);
-        self.mark.show_taken(state.tally.taken);
-        Some((merged, std::mem::take(&mut state.actions)))
+        self.mark.show_taken(tally.take(merged));
+        Some((merged, std::mem::take(actions)))
     }
 
     /// It is pending while a section is open, since `since`.
     pub(super) fn hold(&self, since: Instant) {
         let tally = &mut lock(&self.state).tally;
-        if tally.held_since.is_none() {
-            tally.held_since = Some(Stamp::of(since));
-            tally.deferred += 1;
+        if tally.hold(since) {
             self.show(tally);
         }
     }
@@ -291,7 +232,7 @@ impl Source {
                 self.call_observed(Interrupt { merged }, actions)
             };
             self.mark.runs(false);
-            let stormed = self.settle(start, clock::now(), merged, outcome.handled);
+            let stormed = self.settle(&Done { start, end: clock::now(), merged, handled: outcome.handled });
             self.finish(shared, Interrupt { merged }, &outcome, stormed);
         }
         self.active.store(false, Ordering::Release);
@@ -342,32 +283,12 @@ impl Source {
     }
 
     /// Accounts for one delivery. True if it made a storm.
-    fn settle(&self, start: Instant, end: Instant, merged: u64, handled: bool) -> bool {
+    fn settle(&self, done: &Done) -> bool {
         let tally = &mut lock(&self.state).tally;
-        tally.delivered += 1;
-        tally.merged = tally.merged.saturating_add(merged - 1);
-        tally.longest_handler_ns = tally.longest_handler_ns.max(nanoseconds(end.saturating_duration_since(start)));
-        if let Some(since) = tally.held_since.take() {
-            tally.longest_deferral_ns = tally.longest_deferral_ns.max(Stamp::of(start).nanoseconds_since(since));
+        let storm = tally.settle(done, self.storm_window);
+        if storm {
+            self.stormed.store(true, Ordering::Release);
         }
-        if !handled {
-            let now = Stamp::of(end);
-            let in_a_row = tally.last_unhandled.is_some_and(|last| now.nanoseconds_since(last) < STORM_GAP_NS);
-            tally.spurious += 1;
-            tally.unhandled = if in_a_row { tally.unhandled + 1 } else { 1 };
-            tally.last_unhandled = Some(now);
-        }
-        tally.window += 1;
-        if tally.window < self.storm_window {
-            self.show(tally);
-            return false;
-        }
-        tally.window = 0;
-        let unhandled = std::mem::take(&mut tally.unhandled);
-        let storm = u64::from(unhandled) * 1000 > u64::from(self.storm_window) * STORM_UNHANDLED_PERMILLE;
-        // What somebody handles is not the moment to give up: if it is a storm, the next window ends in one.
-        let storm = storm && !handled;
-        self.stormed.fetch_or(storm, Ordering::AcqRel);
         self.show(tally);
         storm
     }
@@ -447,7 +368,7 @@ impl Source {
     /// Forgets a storm. True if there was one.
     pub(super) fn forget_storm(&self) -> bool {
         let tally = &mut lock(&self.state).tally;
-        (tally.window, tally.unhandled) = (0, 0);
+        tally.forget_storm();
         let stormed = self.stormed.swap(false, Ordering::AcqRel);
         self.show(tally);
         stormed
