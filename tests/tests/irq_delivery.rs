@@ -325,7 +325,8 @@ fn malformed_counts_from_a_server_are_one_interrupt_and_no_panic() {
         it.device.send(0, &[0xff; 8]);
         it.device.send(0, &[0xff; 13]);
     });
-    assert_eq!((it.runs(), it.irq.stats().raised), (1, u64::MAX));
+    // As many as a mark counts.
+    assert_eq!((it.runs(), it.irq.stats().raised), (1, (1 << 48) - 1));
 }
 
 #[test]

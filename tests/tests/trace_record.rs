@@ -3,6 +3,7 @@
 use nix::sys::eventfd::EventFd;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
+use udrv::irq::{Delivery, IrqDomain, IrqReturn};
 use udrv_backend::conformance::{Outcome as Check, Subject, checks};
 use udrv_backend::{AnyBackend, Backend as _, IrqIndex, RegionIndex, Result, Width};
 use udrv_debug::trace::{Identity, Options, Outcome, Recorder, Trace, What};
@@ -223,4 +224,26 @@ fn file_of_many_sections_is_named_once() {
     let trace = Trace::open(&file.0).expect("a trace");
     let pieces = |which: u32| count(&trace, |what| matches!(what, What::File { file, .. } if *file == which));
     assert_eq!(pieces(1), "devices/edu/src/driver.rs".len().div_ceil(8));
+}
+
+#[test]
+fn sections_are_recorded_from_the_registration_on_though_the_thread_has_used_some() {
+    for delivery in [Delivery::Thread, Delivery::Signal, Delivery::Poll] {
+        let file = File::new("used");
+        let device: AnyBackend = Arc::new(recorder(&file.0, small()));
+        let domain = IrqDomain::new(delivery).expect("a domain");
+        let sections = || {
+            domain.off(|_| domain.off(|_| ()));
+            domain.off(|_| ());
+        };
+        sections();
+        let irq = domain.register(&device, IrqIndex::MSI, 0, |_| IrqReturn::Handled).expect("registered");
+        sections();
+        sections();
+        drop((irq, domain, device));
+        let trace = Trace::open(&file.0).expect("a trace");
+        let begun = count(&trace, |what| matches!(what, What::SectionBegin { .. }));
+        let ended = count(&trace, |what| matches!(what, What::SectionEnd { .. }));
+        assert_eq!((begun, ended), (6, 6), "{delivery:?}");
+    }
 }

@@ -1,7 +1,7 @@
 //! The gate's protocol, under a model checker: every interleaving of small scenes, with the reorderings that the memory
 //! model allows.
 //!
-//! The three files of the protocol are compiled here a second time, against loom instead of the standard library. Proven
+//! The files of the protocol are compiled here a second time, against loom instead of the standard library. Proven
 //! for these scenes (two or three threads, one or two sources): no handler runs inside a section, no
 //! mark is lost, no wake-up is lost, and whoever disables a source does not return before its handler. Not proven: that
 //! membarrier(2) is a full fence on both sides, which is how it is modelled here, and anything outside those files. The
@@ -14,6 +14,8 @@ mod gate;
 #[path = "../src/irq/mark.rs"]
 #[expect(dead_code, reason = "as above")]
 mod mark;
+#[path = "../src/irq/parking.rs"]
+mod parking;
 #[path = "../src/irq/pending.rs"]
 #[expect(dead_code, reason = "as above")]
 mod pending;
@@ -36,6 +38,7 @@ mod sync {
         EndDoesNotWait,
         SleepTrustsTheSection,
         NoFenceAtSleep,
+        NoFenceAtWait,
     }
 
     thread_local! {
@@ -59,8 +62,12 @@ mod sync {
         loom::sync::atomic::fence(order);
     }
 
-    /// As few as make a thread without a slot possible.
-    pub(super) const SLOTS: usize = 2;
+    pub(super) fn fence_after_rmw() {
+        fence(Ordering::SeqCst);
+    }
+
+    /// As few as make a thread without a place possible: the third.
+    pub(super) const SLOTS: usize = 3;
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(super) enum Barrier {
@@ -103,7 +110,7 @@ mod sync {
     }
 }
 
-use gate::{Claim, Gate};
+use gate::{Claim, Gate, Slot};
 use loom::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use mark::Mark;
 use std::mem::ManuallyDrop;
@@ -183,17 +190,21 @@ impl World {
     }
 
     fn section(&self, me: u32) {
-        let slot = self.gate.slot(me);
-        if !self.gate.enter_quickly(slot, me) {
-            self.gate.enter_slowly(me);
-        }
+        let slot = self.begin_section(me);
         self.touch();
-        self.end_section(me);
+        self.end_section(me, slot);
     }
 
-    /// As `Shared::after_section`.
-    fn end_section(&self, me: u32) {
-        if self.gate.leave(self.gate.slot(me), me) {
+    /// As `SectionGuard::open`.
+    fn begin_section(&self, me: u32) -> &Slot {
+        let slot = self.gate.slot(me as u8);
+        if self.gate.enter_quickly(slot) { slot } else { self.gate.enter_slowly(me) }
+    }
+
+    /// As `SectionGuard::drop` and `Shared::after_section`.
+    fn end_section(&self, me: u32, slot: &Slot) {
+        let is_quick = self.gate.is_quick(slot);
+        if if is_quick { self.gate.leave_quickly(slot) } else { self.gate.leave_slowly(me) } {
             self.deliver(me);
             self.gate.wait_out(me);
         }
@@ -293,10 +304,8 @@ fn sections_of_two_threads_against_delivery() {
     let threads = [0, 2].map(|me| {
         let driver = world.clone();
         loom::thread::spawn(move || {
-            if !driver.gate.enter_quickly(driver.gate.slot(me), me) {
-                driver.gate.enter_slowly(me);
-            }
-            driver.end_section(me);
+            let slot = driver.begin_section(me);
+            driver.end_section(me, slot);
         })
     });
     world.raise(0);
@@ -334,12 +343,10 @@ fn sleep_against_raise() {
 fn section_end_against_delivery_just_begun(barrier: Barrier) {
     let world = World::start(barrier);
     let domain = world.clone();
-    if !world.gate.enter_quickly(world.gate.slot(0), 0) {
-        world.gate.enter_slowly(0);
-    }
+    let slot = world.begin_section(0);
     world.raise(0);
     let thread = loom::thread::spawn(move || domain.deliver(1));
-    world.end_section(0);
+    world.end_section(0, slot);
     assert_eq!(world.handled(0), 1, "the section's end returned before its interrupt was handled");
     // What the handler touched, and whoever opened the section touches next.
     world.touch();
@@ -476,6 +483,11 @@ fn checker_notices_a_section_end_that_does_not_wait() {
 #[test]
 fn checker_notices_a_sleep_that_trusts_a_section_that_has_closed() {
     catches(Mutant::SleepTrustsTheSection, sleep_against_a_closing_section_and_a_raise);
+}
+
+#[test]
+fn checker_notices_a_missing_fence_at_wait() {
+    catches(Mutant::NoFenceAtWait, wait_against_delivery);
 }
 
 #[test]

@@ -139,8 +139,8 @@ pub mod source {
     pub const DOMAIN: usize = 4;
     /// Descriptor of the eventfd that signals it, plus one; 0: there is none.
     pub const EVENTFD: usize = 5;
-    /// Signals.
-    pub const RAISED: usize = 6;
+    /// Signals that no longer wait: with those of [`MARK`], all there were.
+    pub const TAKEN: usize = 6;
     /// Deliveries.
     pub const DELIVERED: usize = 7;
     /// Signals that came with another.

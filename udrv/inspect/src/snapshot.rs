@@ -242,6 +242,7 @@ fn source_state<'a>(words: &Words<'_>, at: usize, name: impl Fn(u64) -> Option<&
     } else {
         u64::MAX
     };
+    let waiting = get(source::MARK) & ((1 << 48) - 1);
     SourceState {
         device,
         name: device.map_or_else(|| "a timer".into(), of),
@@ -250,7 +251,7 @@ fn source_state<'a>(words: &Words<'_>, at: usize, name: impl Fn(u64) -> Option<&
         domain: get(source::DOMAIN),
         delivery: ["thread", "signal", "poll"].get(delivery as usize).copied().unwrap_or("unknown").into(),
         eventfd: get(source::EVENTFD).checked_sub(1).and_then(|fd| i32::try_from(fd).ok()),
-        raised: get(source::RAISED),
+        raised: get(source::TAKEN).saturating_add(waiting),
         delivered: get(source::DELIVERED),
         merged: get(source::MERGED),
         spurious: get(source::SPURIOUS),
@@ -258,7 +259,7 @@ fn source_state<'a>(words: &Words<'_>, at: usize, name: impl Fn(u64) -> Option<&
         longest_deferral_ns: get(source::LONGEST_DEFERRAL),
         longest_handler_ns: get(source::LONGEST_HANDLER),
         stormed: get(source::STORMED) != 0,
-        pending: get(source::MARK) & ((1 << 48) - 1),
+        pending: waiting,
         disabled: get(source::MARK) >> 48,
         in_handler: Some(get(source::HANDLER)).filter(|thread| *thread != 0),
     }

@@ -7,7 +7,6 @@ use super::sync::lock;
 use super::{Delivery, IrqStats};
 use std::fmt;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use udrv_backend::Backend;
@@ -35,42 +34,32 @@ impl Shown {
         Self { mark: Mark::new(), page: udrv_inspect::Source::new(domain, line) }
     }
 
-    #[inline]
-    fn show_mark(&self) {
-        self.show(source::MARK, || self.mark.word());
-    }
-
-    pub(super) fn show_raised(&self, raised: &AtomicU64) {
-        self.show(source::RAISED, || raised.load(Ordering::Acquire));
-    }
-
     /// Stored again if it has changed meanwhile, so that the last one stored is the last there was.
     #[inline]
-    fn show(&self, word: usize, now: impl Fn() -> u64) {
+    pub(super) fn show_mark(&self) {
         loop {
-            let value = now();
-            self.page.set(word, value);
-            if now() == value {
+            let word = self.mark.word();
+            self.page.set(source::MARK, word);
+            if self.mark.word() == word {
                 return;
             }
         }
     }
 
+    /// [`Shown::show_mark`] is due, later: whoever waits for the mark is not to wait for that.
     pub(super) fn raise(&self, count: u64) -> bool {
-        let deliver = self.mark.raise(count);
-        self.show_mark();
-        deliver
+        self.mark.raise(count)
     }
 
+    /// As [`Shown::raise`].
     pub(super) fn take(&self) -> Option<u64> {
-        let taken = self.mark.take();
-        self.show_mark();
-        taken
+        self.mark.take()
     }
 
-    pub(super) fn forget(&self) {
-        self.mark.forget();
+    pub(super) fn forget(&self) -> u64 {
+        let forgotten = self.mark.forget();
         self.show_mark();
+        forgotten
     }
 
     pub(super) fn disable(&self) {
@@ -84,8 +73,14 @@ impl Shown {
         deliver
     }
 
-    pub(super) fn is_set(&self) -> bool {
-        self.mark.is_set()
+    /// Signals waiting.
+    pub(super) fn waiting(&self) -> u64 {
+        self.mark.waiting()
+    }
+
+    /// Signals that no longer wait.
+    pub(super) fn show_taken(&self, taken: u64) {
+        self.page.set(source::TAKEN, taken);
     }
 
     /// Shows the account, which its lock guards, but for the signals.

@@ -3,7 +3,7 @@
 use super::bottom_half::Halves;
 use super::checks::{OffAccount, off_at};
 use super::future::Tasks;
-use super::gate::{Claim, Gate};
+use super::gate::{Claim, Gate, Slot};
 use super::inlet::Inlet;
 use super::number::me;
 use super::pending::WORDS;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use udrv_backend::{AnyBackend, Error, Moment, Observe, Result};
 
-/// Ranks of the pending bitmap: 4,032. The last stands for the bottom halves, the one before for a SIGIO that nobody
+/// Ranks of the pending bitmap: 3,968. The last stands for the bottom halves, the one before for a SIGIO that nobody
 /// has looked into, so that the end of a section finds everything in one load.
 const BOTTOM_HALVES: u32 = 64 * WORDS as u32 - 1;
 pub(super) const NEWS: u32 = BOTTOM_HALVES - 1;
@@ -38,6 +38,14 @@ pub(super) struct Spun {
     /// It found something marked, a moment after it had looked at the descriptors.
     pub(super) found: bool,
     in_a_row: u32,
+}
+
+impl Spun {
+    /// How often the next spin looks at the marks before it asks the kernel, which takes as long as many looks: seldom, if
+    /// the last was found among the marks.
+    pub(super) fn looks(&self) -> u32 {
+        if self.found { 256 } else { 64 }
+    }
 }
 
 /// What a domain's threads and handles share.
@@ -74,11 +82,6 @@ pub(super) struct Delivered {
     pub(super) held_back: bool,
 }
 
-#[cold]
-fn tell(observer: &dyn Observe, moment: Moment) {
-    observer.observe(moment);
-}
-
 impl Shared {
     pub(super) fn new(delivery: Delivery, barrier: Barrier) -> Result<Self> {
         if delivery == Delivery::Signal {
@@ -102,14 +105,31 @@ impl Shared {
     pub(super) fn observed_with(&self, backend: &AnyBackend) {
         if let Some(observer) = backend.observer() {
             self.observer.get_or_init(|| observer);
+            self.gate.pending.watch();
         }
     }
 
-    /// Tells of what is the domain's and no line's, if anybody looks on: one load where nobody does.
-    #[inline(always)]
+    /// Tells of what is the domain's and no line's, if anybody looks on.
     pub(super) fn observe(&self, moment: impl FnOnce(u64) -> Moment) {
         if let Some(observer) = self.observer.get() {
-            tell(&**observer, moment(std::ptr::from_ref(self).addr() as u64));
+            observer.observe(moment(std::ptr::from_ref(self).addr() as u64));
+        }
+    }
+
+    /// What is due when [`Gate::enter_quickly`] has not opened a section.
+    #[cold]
+    pub(super) fn open_slowly(&self, at: &'static Location<'static>) -> &Slot {
+        let slot = self.gate.enter_slowly(me());
+        self.observe(|domain| Moment::SectionBegins { domain, at });
+        slot
+    }
+
+    /// What is due when [`Gate::is_quick`] says no.
+    #[cold]
+    pub(super) fn close_slowly(self: &Arc<Self>) {
+        self.observe(|domain| Moment::SectionEnds { domain });
+        if self.gate.leave_slowly(me()) {
+            self.after_section();
         }
     }
 
@@ -118,7 +138,7 @@ impl Shared {
         priority.ranks().find(|rank| *rank < NEWS && sources.get(*rank).is_none())
     }
 
-    /// What is due when [`Gate::leave`] says so.
+    /// What is due when [`Gate::leave_quickly`] or [`Gate::leave_slowly`] says so.
     #[cold]
     pub(super) fn after_section(self: &Arc<Self>) {
         if !self.gate.is_holder(me()) {
@@ -143,7 +163,7 @@ impl Shared {
         if source.mark.raise(count) {
             self.mark(source.rank());
         }
-        source.count(count);
+        source.mark.show_mark();
     }
 
     pub(super) fn mark_bottom_halves(&self) {
@@ -271,8 +291,9 @@ impl Shared {
     }
 
     /// Sleeps until something may be pending, there is progress since `seen`, or for `limit`. One thread at a time waits
-    /// for descriptors; others wait for it. True if spinning found something.
-    pub(super) fn idle(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<bool> {
+    /// for descriptors; others wait for it. In `Poll` it spins before, unless `looks` is 0, asking the kernel after so many
+    /// looks at the marks. True if that found something.
+    pub(super) fn idle(&self, seen: u64, held_back: bool, looks: u32, limit: Option<Duration>) -> Result<bool> {
         let me = me();
         if self.delivery == Delivery::Thread {
             self.gate.wait_for_progress(me, seen, limit);
@@ -281,16 +302,17 @@ impl Shared {
         if !self.gate.lead(me, seen, limit) {
             return Ok(false);
         }
-        let slept = self.idle_as_leader(seen, held_back, spin && self.delivery == Delivery::Poll, limit);
+        let looks = if self.delivery == Delivery::Poll && !held_back { looks } else { 0 };
+        let slept = self.idle_as_leader(seen, held_back, looks, limit);
         self.gate.stop_leading();
         slept
     }
 
-    fn idle_as_leader(&self, seen: u64, held_back: bool, spin: bool, limit: Option<Duration>) -> Result<bool> {
-        if spin && !held_back {
+    fn idle_as_leader(&self, seen: u64, held_back: bool, looks: u32, limit: Option<Duration>) -> Result<bool> {
+        if looks > 0 {
             let until = clock::now() + limit.map_or(SPIN, |limit| limit.min(SPIN));
             loop {
-                for _ in 0..64 {
+                for _ in 0..looks {
                     if self.gate.pending.any() {
                         return Ok(true);
                     }

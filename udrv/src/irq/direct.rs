@@ -75,8 +75,11 @@ impl Direct {
         let mut bytes = [0; 8];
         nix::unistd::read(&self.fd, &mut bytes)?;
         let value = u64::from_ne_bytes(bytes);
-        let nudges = (value / NUDGE).min(self.nudges.load(Ordering::Acquire));
-        self.nudges.fetch_sub(nudges, Ordering::AcqRel);
+        let mut nudges = value / NUDGE;
+        if nudges > 0 {
+            nudges = nudges.min(self.nudges.load(Ordering::Acquire));
+            self.nudges.fetch_sub(nudges, Ordering::AcqRel);
+        }
         Ok(Some(value - nudges * NUDGE).filter(|signals| *signals != 0))
     }
 

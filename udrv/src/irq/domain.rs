@@ -3,7 +3,7 @@
 use super::bottom_half::BottomHalf;
 use super::deliver::{Shared, Spun};
 use super::gate::{Gate, Slot};
-use super::number::{me, me_if_known};
+use super::number::{me, place};
 use super::registration::Registration;
 use super::service::Service;
 use super::source::Interrupt;
@@ -15,7 +15,7 @@ use std::marker::PhantomData;
 use std::panic::Location;
 use std::sync::Arc;
 use std::time::Duration;
-use udrv_backend::{AnyBackend, IrqIndex, Moment, Result};
+use udrv_backend::{AnyBackend, IrqIndex, Result};
 
 /// A set of interrupt sources and the sections that hold them back. Cheap to clone; clones are the same domain.
 #[derive(Clone)]
@@ -189,7 +189,7 @@ impl IrqDomain {
                 return Ok(());
             }
             let Some(left) = deadline.remaining() else { return Err(deadline.missed(what)) };
-            spun.found = self.shared.idle(seen, held_back, true, Some(left))?;
+            spun.found = self.shared.idle(seen, held_back, spun.looks(), Some(left))?;
         }
     }
 }
@@ -205,34 +205,20 @@ pub struct SectionGuard<'domain> {
     section: Section<'domain>,
     shared: &'domain Arc<Shared>,
     gate: &'domain Gate,
-    slot: Option<&'domain Slot>,
-    me: u32,
+    slot: &'domain Slot,
 }
 
 impl<'domain> SectionGuard<'domain> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn open(shared: &'domain Arc<Shared>) -> Self {
-        let (gate, me) = (&shared.gate, me_if_known());
-        let slot = gate.slot(me);
-        // All in registers: on the quick path the guard is never in memory.
-        let (slot, me) = if gate.enter_quickly(slot, me) {
-            (slot, me)
-        } else {
-            let me = Self::open_slowly(gate);
-            (gate.slot(me), me)
-        };
+        let gate = &shared.gate;
+        let mut slot = gate.slot(place());
+        if !gate.enter_quickly(slot) {
+            slot = shared.open_slowly(Location::caller());
+        }
         checks::opened(shared, Location::caller());
-        let at = Location::caller();
-        shared.observe(|domain| Moment::SectionBegins { domain, at });
-        Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot, me }
-    }
-
-    #[cold]
-    fn open_slowly(gate: &Gate) -> u32 {
-        let me = me();
-        gate.enter_slowly(me);
-        me
+        Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot }
     }
 }
 
@@ -247,8 +233,9 @@ impl Drop for SectionGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         checks::closed(self.shared);
-        self.shared.observe(|domain| Moment::SectionEnds { domain });
-        if self.gate.leave(self.slot, self.me) {
+        if !self.gate.is_quick(self.slot) {
+            self.shared.close_slowly();
+        } else if self.gate.leave_quickly(self.slot) {
             self.shared.after_section();
         }
     }

@@ -1,27 +1,37 @@
 //! Waiting for an interrupt as a task.
 
-use super::sync::lock;
 use super::{Delivery, Registration};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::task::{Context, Poll, Waker};
 use udrv_backend::Result;
 
 /// Tasks that wait for a delivery: each by the number of its future. Wakers are the executor's code, which may drop tasks and so
 /// come back here: they are woken and dropped with nothing locked.
 #[derive(Default)]
-pub(super) struct Tasks(Mutex<Vec<(u64, Waker)>>);
+pub(super) struct Tasks {
+    all: Mutex<Vec<(u64, Waker)>>,
+    /// There are some.
+    some: AtomicBool,
+}
 
 impl Tasks {
     pub(super) fn wake(&self) {
-        let all = std::mem::take(&mut *lock(&self.0));
+        if !self.some.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut waiting = lock(&self.all);
+        self.some.store(false, Ordering::Relaxed);
+        let all = std::mem::take(&mut *waiting);
+        drop(waiting);
         all.into_iter().for_each(|(_, waker)| waker.wake());
     }
 
+    /// Wakes the task at the next delivery. If the account says afterwards that there was one, the task may have missed it.
     fn wait(&self, future: u64, waker: &Waker) {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.all);
         let before = match all.iter_mut().find(|(known, _)| *known == future) {
             Some((_, known)) if known.will_wake(waker) => None,
             Some((_, known)) => Some(std::mem::replace(known, waker.clone())),
@@ -30,12 +40,15 @@ impl Tasks {
                 None
             }
         };
+        self.some.store(true, Ordering::Relaxed);
         drop(all);
+        // Before the account is looked at, as `Gate::advance` fences between the account and the look at this.
+        fence(Ordering::SeqCst);
         drop(before);
     }
 
     fn forget(&self, future: u64) {
-        let mut all = lock(&self.0);
+        let mut all = lock(&self.all);
         let gone = all.iter().position(|(known, _)| *known == future).map(|at| all.swap_remove(at));
         drop(all);
         drop(gone);

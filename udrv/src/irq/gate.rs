@@ -3,39 +3,43 @@
 //!
 //! # Protocol
 //! Each thread owns a *slot* per domain, written by that thread alone, so that opening and closing a section are plain
-//! stores. *Holder* says who delivers, and a bit beside the marks that somebody does, which is what a section looks at.
+//! stores. That somebody delivers is a bit beside the marks, *held*, and whoever sets it does.
 //! Three pairs of "write mine, barrier, read yours" make it safe:
 //!
 //! | | writes | then reads | so that |
 //! |---|---|---|---|
-//! | section opens | its slot | the holder | one of the two sees the other: |
-//! | delivery begins | the holder | all slots | no handler runs inside a section |
-//! | section closes | its slot | what is pending, who holds | one of the two sees the other: |
+//! | section opens | its slot | held | one of the two sees the other: |
+//! | delivery begins | held | all slots | no handler runs inside a section |
+//! | section closes | its slot | what is pending, held | one of the two sees the other: |
 //! | source is marked, delivery withdraws | what is pending | all slots | no mark is left behind |
 //! | domain's thread falls asleep | that it sleeps | what is pending | one of the two sees the other: |
 //! | source is marked | what is pending | whether it sleeps | no wake-up is lost |
 //!
 //! The section's side is the frequent one, and its barrier is [`Barrier::light`]. The other side pays with [`Barrier::heavy`], unless every other thread's slot says [`AWAY`]: such a thread fences fully when it next opens
-//! a section. Threads beyond the number of slots share one that is counted with locked instructions.
+//! a section. Threads beyond the number of slots are counted together, with locked instructions.
 //!
-//! A section that meets a delivery takes its slot back and waits; a delivery that meets a section takes the holder back
+//! What is not a thread's only section of a domain where nothing happens is slow: a nested one, the first after a wait, all
+//! without membarrier, all of a domain that somebody looks on at. Whether that is so, each end learns from what it reads
+//! anyway, its slot and the summary of what is pending: two branches and no locked instruction.
+//!
+//! A section that meets a delivery takes its slot back and waits; a delivery that meets a section lets go
 //! and leaves the rest to that section's end. So neither waits for the other while holding it up.
 
+use super::parking::Parking;
 use super::pending::Pending;
-use super::sync::{AtomicU32, Barrier, Condvar, Mutant, Mutex, MutexGuard, Ordering, SLOTS, fence, lock, mutant};
+use super::sync::{AtomicU32, Barrier, Mutant, Ordering, SLOTS, fence, fence_after_rmw, mutant};
 use std::time::Duration;
 
 /// A slot: no section open, in a thread that has used some. Zero, so that a look at it and one at the marks are one branch.
 const CLEAR: u32 = 0;
-/// A slot: one section open, and no fence is needed to close it. Without membarrier, one open section is [`FENCED`], and the
-/// slot goes back to [`AWAY`], so that every section takes the slow path and its fences. Nested ones count up from either.
+/// A slot: one section open, which closes quickly. Nested ones count up from here, and from [`AWAY`].
 const OPEN: u32 = 1;
-const FENCED: u32 = 2;
-/// A slot: no section open, and the next one begins with a full fence.
-const AWAY: u32 = u32::MAX;
+/// A slot: no section open, and the next one begins with a full fence. One that is opened slowly counts up from here, so that
+/// its end is slow as well and brings the slot back here.
+const AWAY: u32 = 1 << 31;
 
 fn is_open(slot: u32) -> bool {
-    slot != CLEAR && slot != AWAY
+    slot & !AWAY != 0
 }
 
 const NOBODY: u32 = 0;
@@ -50,8 +54,12 @@ struct Asleep(AtomicU32);
 
 pub(super) struct Gate {
     barrier: Barrier,
+    /// By the places of threads. The last is nobody's: threads without a place are sent there, and as it is never clear, no
+    /// section is quick there.
     slots: [Slot; SLOTS],
-    /// The thread that delivers, by its number plus one. That there is one, `pending` says too.
+    /// What a section of a thread without a place has for a slot: always away, so that its end is slow.
+    elsewhere: Slot,
+    /// The thread that delivers, by its number plus one, for itself to know; that there is one, `pending` says.
     holder: AtomicU32,
     pub(super) pending: Pending,
     /// Slots in use are below this.
@@ -60,20 +68,9 @@ pub(super) struct Gate {
     crowd: AtomicU32,
     /// The thread that waits for descriptors sleeps in the kernel, or is about to.
     asleep: Asleep,
-    parking: Mutex<Parking>,
-    changed: Condvar,
-}
-
-#[derive(Default)]
-struct Parking {
     /// Threads that wait for the delivery to end, to open a section.
-    entering: u32,
-    /// Threads that wait for anything, those included.
-    waiting: u32,
-    /// Counts what a waiting thread might wait for.
-    progress: u64,
-    /// A thread waits for descriptors, on behalf of all.
-    led: bool,
+    entering: AtomicU32,
+    parking: Parking,
 }
 
 /// What came of an attempt to become the one who delivers.
@@ -92,69 +89,76 @@ impl Gate {
         Self {
             barrier,
             slots: std::array::from_fn(|_| Slot(AtomicU32::new(AWAY))),
+            elsewhere: Slot(AtomicU32::new(AWAY)),
             holder: AtomicU32::new(NOBODY),
             pending: Pending::new(words),
             used: AtomicU32::new(0),
             crowd: AtomicU32::new(0),
             asleep: Asleep(AtomicU32::new(0)),
-            parking: Mutex::new(Parking::default()),
-            changed: Condvar::default(),
+            entering: AtomicU32::new(0),
+            parking: Parking::new(),
         }
     }
 
-    /// The slot of thread `me`, if it has one, for [`Gate::enter_quickly`] and [`Gate::leave`]: found once for both.
+    /// The slot at a thread's place, or nobody's. There are as many as there are places, so that nothing is checked here.
     #[inline(always)]
-    pub(super) fn slot(&self, me: u32) -> Option<&Slot> {
-        self.slots.get(me as usize)
+    pub(super) fn slot(&self, place: u8) -> &Slot {
+        self.slots.get(usize::from(place)).unwrap_or(&self.elsewhere)
     }
 
-    /// Opens a section of thread `me`, whose slot this is, waiting for a delivery of another thread. False, with nothing
-    /// done, if that takes [`Gate::enter_slowly`]; of a number that is no thread's, too.
+    /// The slot of thread `me`, if it has one.
+    fn own(&self, me: u32) -> Option<&Slot> {
+        self.slots.get(me as usize).filter(|_| (me as usize) < SLOTS - 1)
+    }
+
+    /// Opens a section of the calling thread, whose slot this is. False, with nothing done, if that takes
+    /// [`Gate::enter_slowly`].
     ///
     /// The slot is written before anybody knows what it was: one that was away is open for a moment without a fence. Who
     /// sees that withdraws, and loses nothing, since the section does open, with a fence, and its end looks.
     #[inline(always)]
-    pub(super) fn enter_quickly(&self, slot: Option<&Slot>, me: u32) -> bool {
-        let Some(Slot(slot)) = slot else { return false };
+    pub(super) fn enter_quickly(&self, Slot(slot): &Slot) -> bool {
         let before = slot.load(Ordering::Relaxed);
         slot.store(OPEN, Ordering::Relaxed);
         if !mutant(Mutant::NoFenceAtDisable) {
             Barrier::light();
         }
-        u64::from(before) | self.pending.any_or_held() == 0 || self.enter_otherwise(slot, me, before)
+        u64::from(before) | self.pending.summary() == 0 || Self::take_back(slot, before)
     }
 
     #[cold]
-    fn enter_otherwise(&self, slot: &AtomicU32, me: u32, before: u32) -> bool {
-        if before != CLEAR {
-            // Again what it was to those who wait for this thread's last section.
-            slot.store(before, Ordering::Release);
-            return false;
+    fn take_back(slot: &AtomicU32, before: u32) -> bool {
+        // Again what it was to those who wait for this thread's last section.
+        slot.store(before, Ordering::Release);
+        false
+    }
+
+    /// Opens a section of thread `me`, whatever its slot says, waiting for a delivery of another thread. The slot is the
+    /// section's, for [`Gate::is_quick`].
+    #[cold]
+    pub(super) fn enter_slowly(&self, me: u32) -> &Slot {
+        let Some(own) = self.own(me) else {
+            self.enter_crowd(me);
+            return &self.elsewhere;
+        };
+        let Slot(slot) = own;
+        let depth = slot.load(Ordering::Relaxed);
+        if is_open(depth) {
+            slot.store(depth + 1, Ordering::Relaxed);
+            return own;
         }
+        if self.used.load(Ordering::Relaxed) <= me {
+            self.used.fetch_max(me + 1, Ordering::AcqRel);
+        }
+        slot.store(self.open(), Ordering::Relaxed);
+        fence(Ordering::SeqCst);
         self.stand_back(slot, me);
-        true
-    }
-
-    /// As [`Gate::enter_quickly`], in all cases: away, nested, without membarrier, without a slot.
-    #[cold]
-    pub(super) fn enter_slowly(&self, me: u32) {
-        let Some(Slot(slot)) = self.slot(me) else { return self.enter_crowd(me) };
-        match slot.load(Ordering::Relaxed) {
-            AWAY | CLEAR => {
-                if self.used.load(Ordering::Relaxed) <= me {
-                    self.used.fetch_max(me + 1, Ordering::AcqRel);
-                }
-                slot.store(self.open(), Ordering::Relaxed);
-                fence(Ordering::SeqCst);
-                self.stand_back(slot, me);
-            }
-            depth => slot.store(depth + 1, Ordering::Relaxed),
-        }
+        own
     }
 
     /// What one open section is.
     fn open(&self) -> u32 {
-        if self.barrier.is_asymmetric() { OPEN } else { FENCED }
+        if self.barrier.is_asymmetric() && !self.pending.is_watched() { OPEN } else { AWAY + 1 }
     }
 
     /// The section just opened takes its slot back as long as another thread delivers.
@@ -181,63 +185,62 @@ impl Gate {
     }
 
     fn meets_other(&self, me: u32) -> bool {
-        let holder = self.holder.load(Ordering::Acquire);
-        holder != NOBODY && holder != me + 1
+        self.pending.is_held() && !self.is_holder(me)
     }
 
     fn wait_to_enter(&self, me: u32) {
-        let mut parking = lock(&self.parking);
-        parking.entering += 1;
-        parking = self.wait_while(parking, || self.meets_other(me));
-        parking.entering -= 1;
+        self.entering.fetch_add(1, Ordering::AcqRel);
+        self.parking.wait_while(|| self.meets_other(me));
+        self.entering.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Closes one. True if it was this thread's outermost and something is pending or being delivered: then
-    /// [`Gate::claim`] is due, and [`Gate::wait_out`].
+    /// Whether the section with this slot, the calling thread's last, is closed by [`Gate::leave_quickly`].
     #[inline(always)]
-    pub(super) fn leave(&self, slot: Option<&Slot>, me: u32) -> bool {
-        let Some(Slot(slot)) = slot else { return self.leave_slowly(me) };
-        if slot.load(Ordering::Relaxed) != OPEN {
-            return self.leave_slowly(me);
-        }
+    pub(super) fn is_quick(&self, Slot(slot): &Slot) -> bool {
+        slot.load(Ordering::Relaxed) == OPEN
+    }
+
+    /// Closes it. True if something is pending or being delivered: then [`Gate::claim`] is due, and [`Gate::wait_out`].
+    #[inline(always)]
+    pub(super) fn leave_quickly(&self, Slot(slot): &Slot) -> bool {
         slot.store(CLEAR, Ordering::Release);
         if !mutant(Mutant::NoFenceAtEnable) {
             Barrier::light();
         }
-        self.has_work()
+        self.pending.summary() != 0 && self.has_work()
     }
 
     /// Something is pending, or another thread has just taken what was: a section's end waits for that, too.
-    #[inline(always)]
+    #[cold]
     fn has_work(&self) -> bool {
         if mutant(Mutant::EndForgetsTheHolder) {
             return self.pending.any();
         }
-        self.pending.any_or_held() != 0
+        self.pending.any_or_held()
     }
 
+    /// Closes any other section of thread `me`. True as for [`Gate::leave_quickly`], if it was the outermost.
     #[cold]
-    fn leave_slowly(&self, me: u32) -> bool {
-        let Some(Slot(slot)) = self.slot(me) else {
+    pub(super) fn leave_slowly(&self, me: u32) -> bool {
+        let Some(Slot(slot)) = self.own(me) else {
             let last = self.crowd.fetch_sub(1, Ordering::AcqRel) == 1;
             fence(Ordering::SeqCst);
             return last && self.has_work();
         };
-        let depth = slot.load(Ordering::Relaxed);
-        if depth == FENCED && !self.barrier.is_asymmetric() {
-            slot.store(AWAY, Ordering::Release);
-            if !mutant(Mutant::NoFenceAtEnable) {
-                fence(Ordering::SeqCst);
-            }
-            return self.has_work();
+        let left = slot.load(Ordering::Relaxed).saturating_sub(1);
+        slot.store(left, Ordering::Release);
+        if is_open(left) {
+            return false;
         }
-        slot.store(depth.saturating_sub(1), Ordering::Release);
-        false
+        if !mutant(Mutant::NoFenceAtEnable) {
+            fence(Ordering::SeqCst);
+        }
+        self.has_work()
     }
 
     /// Whether this thread has a section open. (A thread without a slot cannot tell, and says no.)
     pub(super) fn is_inside(&self, me: u32) -> bool {
-        self.slot(me).is_some_and(|Slot(slot)| is_open(slot.load(Ordering::Relaxed)))
+        self.own(me).is_some_and(|Slot(slot)| is_open(slot.load(Ordering::Relaxed)))
     }
 
     /// Whether this thread delivers.
@@ -253,11 +256,11 @@ impl Gate {
         if self.is_inside(me) {
             return Claim::Open;
         }
-        let parking = self.wait_while(lock(&self.parking), || self.meets_other(me));
+        while !self.pending.hold() {
+            self.parking.wait_while(|| self.pending.is_held());
+        }
+        fence_after_rmw();
         self.holder.store(me + 1, Ordering::Relaxed);
-        self.pending.hold();
-        drop(parking);
-        fence(Ordering::SeqCst);
         if self.others(me).any(|slot| slot != AWAY) {
             self.barrier.heavy();
         }
@@ -273,7 +276,7 @@ impl Gate {
         if mutant(Mutant::EndDoesNotWait) {
             return;
         }
-        drop(self.wait_while(lock(&self.parking), || self.meets_other(me)));
+        self.parking.wait_while(|| self.meets_other(me));
     }
 
     fn others(&self, me: u32) -> impl Iterator<Item = u32> + '_ {
@@ -284,15 +287,14 @@ impl Gate {
 
     /// Ends the delivery that [`Claim::Held`] began.
     pub(super) fn release(&self) {
-        let parking = lock(&self.parking);
-        self.holder.store(NOBODY, Ordering::Release);
+        self.holder.store(NOBODY, Ordering::Relaxed);
         self.pending.let_go();
-        self.tell(&parking);
+        self.parking.tell();
     }
 
     /// Whether threads wait to open a section. Each of them will look for what is pending when it closes it.
     pub(super) fn is_wanted(&self) -> bool {
-        lock(&self.parking).entering > 0
+        self.entering.load(Ordering::Relaxed) > 0
     }
 
     /// Marks a rank pending. True if the thread that waits for descriptors must be woken from its sleep.
@@ -306,8 +308,9 @@ impl Gate {
         self.must_wake()
     }
 
+    /// After an atomic read-modify-write.
     fn must_wake(&self) -> bool {
-        fence(Ordering::SeqCst);
+        fence_after_rmw();
         self.asleep.0.load(Ordering::Relaxed) != 0
     }
 
@@ -342,83 +345,50 @@ impl Gate {
 
     /// Counts one more thing that a thread might be waiting for. True as for [`Gate::mark`].
     pub(super) fn advance(&self) -> bool {
-        let mut parking = lock(&self.parking);
-        parking.progress += 1;
-        self.tell(&parking);
-        drop(parking);
+        self.parking.advance();
         self.must_wake()
     }
 
     pub(super) fn progress(&self) -> u64 {
-        lock(&self.parking).progress
+        self.parking.progress()
     }
 
     /// Becomes the thread that waits for descriptors. If there is one, sleeps as [`Gate::wait_for_progress`] does, or until
     /// that one stops, and says no.
     pub(super) fn lead(&self, me: u32, seen: u64, limit: Option<Duration>) -> bool {
-        let mut parking = lock(&self.parking);
-        if parking.progress != seen {
+        if self.progress() != seen {
             return false;
         }
-        if !parking.led {
-            parking.led = true;
+        if self.parking.lead() {
             return true;
         }
         self.step_away(me);
-        parking.waiting += 1;
-        parking = self.changed.wait(parking, limit);
-        parking.waiting -= 1;
+        self.parking.wait_once(|| self.progress() == seen && self.parking.is_led(), limit);
         false
     }
 
     /// Another thread that waits becomes the one.
     pub(super) fn stop_leading(&self) {
-        let mut parking = lock(&self.parking);
-        parking.led = false;
-        self.tell(&parking);
+        self.parking.stop_leading();
     }
 
     /// Sleeps until there is progress since `seen`, or for `limit`. Meanwhile no delivery needs the heavy barrier for
     /// this thread.
     pub(super) fn wait_for_progress(&self, me: u32, seen: u64, limit: Option<Duration>) {
         self.step_away(me);
-        let mut parking = lock(&self.parking);
-        if parking.progress == seen {
-            parking.waiting += 1;
-            parking = self.changed.wait(parking, limit);
-            parking.waiting -= 1;
-        }
+        self.parking.wait_once(|| self.progress() == seen, limit);
     }
 
     /// Sleeps until `is_so` no longer holds; it must change only before [`Gate::advance`] or [`Gate::release`].
     pub(super) fn wait_until_not(&self, is_so: impl Fn() -> bool) {
-        drop(self.wait_while(lock(&self.parking), is_so));
+        self.parking.wait_while(is_so);
     }
 
     fn step_away(&self, me: u32) {
-        if let Some(Slot(slot)) = self.slot(me)
+        if let Some(Slot(slot)) = self.own(me)
             && slot.load(Ordering::Relaxed) == CLEAR
         {
             slot.store(AWAY, Ordering::Release);
-        }
-    }
-
-    fn wait_while<'a>(
-        &self,
-        mut parking: MutexGuard<'a, Parking>,
-        is_so: impl Fn() -> bool,
-    ) -> MutexGuard<'a, Parking> {
-        parking.waiting += 1;
-        while is_so() {
-            parking = self.changed.wait(parking, None);
-        }
-        parking.waiting -= 1;
-        parking
-    }
-
-    fn tell(&self, parking: &Parking) {
-        if parking.waiting > 0 {
-            self.changed.notify_all();
         }
     }
 }

@@ -38,6 +38,7 @@ mod lock;
 mod lockdep;
 mod mark;
 mod number;
+mod parking;
 mod pending;
 mod ranks;
 mod registration;
@@ -45,6 +46,7 @@ mod service;
 mod sigio;
 mod source;
 mod sync;
+mod tally;
 mod timer;
 mod violation;
 
@@ -95,7 +97,7 @@ pub enum Priority {
     /// Second: at most 2,048, as many as a device has MSI-X vectors.
     #[default]
     Normal,
-    /// Last: at most 958.
+    /// Last: at most 894.
     Low,
 }
 
@@ -104,7 +106,7 @@ impl Priority {
         match self {
             Self::High => 0..1024,
             Self::Normal => 1024..3072,
-            Self::Low => 3072..4032,
+            Self::Low => 3072..3968,
         }
     }
 }

@@ -1,14 +1,19 @@
 //! Which sources are to be delivered: a bitmap of ranks under one summary word, so that "none" is one load and the first
-//! is found in two steps however many sources there are. The summary's top bit says that somebody delivers, so that the
-//! end of a section learns both in one load.
+//! is found in two steps however many sources there are. The summary's top bits say that somebody delivers, and that somebody
+//! looks on, so that a section learns all of it in one load.
 
-use super::sync::{AtomicU64, Mutant, Ordering, fence, mutant};
+use super::sync::{AtomicU64, Mutant, Ordering, fence_after_rmw, mutant};
 
 /// Words that the summary can speak of.
-pub(super) const WORDS: usize = 63;
+pub(super) const WORDS: usize = 62;
 
 /// In the summary: somebody delivers.
-const HELD: u64 = 1 << WORDS;
+const HELD: u64 = 1 << 63;
+
+/// In the summary: somebody is to be told of sections.
+const WATCHED: u64 = 1 << 62;
+
+const MARKS: u64 = (1 << WORDS) - 1;
 
 /// The words that share the summary's cache line, so that a mark moves one line between processors and not two: those of
 /// the first sources of normal priority, which are all that most domains have.
@@ -16,7 +21,7 @@ const NEAR: std::ops::Range<usize> = 16..23;
 
 #[repr(C, align(64))]
 pub(super) struct Pending {
-    /// Bit n: word n may have a bit set; and [`HELD`].
+    /// Bit n: word n may have a bit set; and [`HELD`] and [`WATCHED`].
     summary: AtomicU64,
     near: [AtomicU64; NEAR.end - NEAR.start],
     /// The others, in their places among all.
@@ -38,19 +43,37 @@ impl Pending {
         if NEAR.contains(&index) { self.near.get(index - NEAR.start) } else { self.words.get(index) }
     }
 
-    #[inline(always)]
     pub(super) fn any(&self) -> bool {
-        self.summary.load(Ordering::Acquire) & !HELD != 0
+        self.summary() & MARKS != 0
     }
 
-    /// Not 0 if something is pending or somebody delivers. At one moment: who takes a mark holds before and after.
+    /// Whether something is pending or somebody delivers. At one moment: who takes a mark holds before and after.
+    pub(super) fn any_or_held(&self) -> bool {
+        self.summary() & !WATCHED != 0
+    }
+
+    /// Not 0 if a section has anything to mind.
     #[inline(always)]
-    pub(super) fn any_or_held(&self) -> u64 {
+    pub(super) fn summary(&self) -> u64 {
         self.summary.load(Ordering::Acquire)
     }
 
-    pub(super) fn hold(&self) {
-        self.summary.fetch_or(HELD, Ordering::AcqRel);
+    /// From now on all sections are slow, in which somebody is told of them.
+    pub(super) fn watch(&self) {
+        self.summary.fetch_or(WATCHED, Ordering::AcqRel);
+    }
+
+    pub(super) fn is_watched(&self) -> bool {
+        self.summary() & WATCHED != 0
+    }
+
+    /// Becomes the one who delivers. False if somebody does.
+    pub(super) fn hold(&self) -> bool {
+        self.summary.fetch_or(HELD, Ordering::AcqRel) & HELD == 0
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        self.summary() & HELD != 0
     }
 
     pub(super) fn let_go(&self) {
@@ -61,7 +84,7 @@ impl Pending {
     pub(super) fn any_besides(&self, rank: u32) -> bool {
         let (index, bit) = (rank / 64, 1 << (rank % 64));
         // As `any` by the summary: a bit that is not there yet is about to be, and nobody is to spin on that.
-        let summary = self.summary.load(Ordering::Acquire) & !HELD;
+        let summary = self.summary() & MARKS;
         let beside = || self.word(index).is_some_and(|word| word.load(Ordering::Acquire) & !bit != 0);
         summary & !(1 << index) != 0 || (summary != 0 && beside())
     }
@@ -95,13 +118,13 @@ impl Pending {
         if word.fetch_and(!bit, Ordering::AcqRel) & !bit != 0 {
             self.summary.fetch_or(1 << index, Ordering::AcqRel);
         }
-        fence(Ordering::SeqCst);
+        fence_after_rmw();
     }
 
     /// Takes the lowest rank out.
     pub(super) fn take(&self) -> Option<u32> {
         loop {
-            let summary = self.summary.load(Ordering::Acquire) & !HELD;
+            let summary = self.summary() & MARKS;
             if summary == 0 {
                 return None;
             }
@@ -122,7 +145,7 @@ impl Pending {
             }
             if bit != 0 {
                 // Who signals after this sees the mark taken; who signalled before is part of what is delivered.
-                fence(Ordering::SeqCst);
+                fence_after_rmw();
                 return Some(index * 64 + bit.trailing_zeros());
             }
         }

@@ -60,10 +60,10 @@ mod tests {
     #[test]
     fn values_of_scattered_ranks_come_in_order_and_go_with_their_pages() {
         let mut ranks = Ranks::default();
-        for rank in [4031, 0, 64, 63, 1024] {
+        for rank in [3967, 0, 64, 63, 1024] {
             assert_eq!(ranks.insert(rank, rank), None);
         }
-        assert_eq!(ranks.values().copied().collect::<Vec<_>>(), [0, 63, 64, 1024, 4031]);
+        assert_eq!(ranks.values().copied().collect::<Vec<_>>(), [0, 63, 64, 1024, 3967]);
         assert_eq!((ranks.insert(64, 7), ranks.get(64).copied(), ranks.len()), (Some(64), Some(7), 5));
         assert_eq!((ranks.remove(64), ranks.remove(64), ranks.len()), (Some(7), None, 4));
         assert!(ranks.pages[1].is_none() && ranks.pages[0].is_some());

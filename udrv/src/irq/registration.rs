@@ -231,7 +231,7 @@ impl Registration {
 
     /// Makes it not pending. A level line that is asserted stays masked until something is delivered.
     pub fn unpend(&self) {
-        self.source.mark.forget();
+        self.source.forget();
     }
 
     /// A handle that raises it from anywhere.
@@ -243,7 +243,7 @@ impl Registration {
     /// Whether it waits for delivery.
     #[must_use]
     pub fn is_pending(&self) -> bool {
-        self.source.mark.is_set()
+        self.source.mark.waiting() != 0
     }
 
     /// Whether a handler of the line runs, or a threaded half of one.

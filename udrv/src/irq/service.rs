@@ -95,7 +95,7 @@ impl Control {
             if self.stop.load(Ordering::Acquire) {
                 return;
             }
-            if let Err(error) = shared.idle(shared.gate.progress(), false, false, None) {
+            if let Err(error) = shared.idle(shared.gate.progress(), false, 0, None) {
                 tracing::error!(%error, "tasks are woken without an interrupt");
             }
             // Each looks for itself, which is a delivery point.

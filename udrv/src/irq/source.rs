@@ -5,13 +5,13 @@ use super::checks::InHandler;
 use super::contain::{contained, let_go};
 use super::deliver::Shared;
 use super::sync::lock;
+use super::tally::{Done, Tally};
 use super::{IrqOptions, IrqReturn, IrqStats};
 use crate::clock;
 use smallvec::SmallVec;
-use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Instant;
 use udrv_backend::{AnyBackend, IrqIndex, Moment};
 
 /// What a handler is told.
@@ -54,12 +54,6 @@ impl<F: FnMut(Interrupt) -> IrqReturn + Send> Handle for Threaded<F> {
     }
 }
 
-/// How many deliveries in a thousand must have been unhandled for it to be a storm: as the Linux kernel does
-/// (kernel/irq/spurious.c).
-const STORM_UNHANDLED_PERMILLE: u64 = 999;
-/// Unhandled deliveries further apart than this are no storm, however many (as above).
-const STORM_GAP_NS: u64 = 100_000_000;
-
 /// Where a source comes from.
 #[derive(Clone)]
 pub(super) struct Line {
@@ -98,8 +92,6 @@ pub(super) struct Source {
     /// `None`: a timer.
     line: Option<Line>,
     state: Mutex<State>,
-    /// Signals, saturating.
-    raised: AtomicU64,
     rank: u32,
     storm_window: u32,
     /// Handlers that are registered, including those about to be; 0: it is being given back.
@@ -115,46 +107,9 @@ pub(super) struct Source {
 }
 
 /// Under one lock, since each would take eight bytes.
-#[derive(Default)]
 struct State {
     actions: Actions,
     tally: Tally,
-}
-
-#[derive(Default)]
-struct Tally {
-    delivered: u64,
-    merged: u64,
-    spurious: u64,
-    deferred: u64,
-    longest_deferral_ns: u64,
-    longest_handler_ns: u64,
-    /// When a section was found to hold it back.
-    held_since: Option<Stamp>,
-    last_unhandled: Option<Stamp>,
-    /// Deliveries of the window so far, and those unhandled.
-    window: u32,
-    unhandled: u32,
-}
-
-/// A time in half the size of an `Instant`: nanoseconds since the process made its first source, and one.
-#[derive(Clone, Copy)]
-struct Stamp(NonZeroU64);
-
-impl Stamp {
-    fn of(at: Instant) -> Self {
-        static FIRST: OnceLock<Instant> = OnceLock::new();
-        let since_first = at.saturating_duration_since(*FIRST.get_or_init(|| at));
-        Self(NonZeroU64::MIN.saturating_add(nanoseconds(since_first)))
-    }
-
-    fn nanoseconds_since(self, earlier: Self) -> u64 {
-        self.0.get().saturating_sub(earlier.0.get())
-    }
-}
-
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What one delivery came to.
@@ -172,12 +127,10 @@ impl Source {
         is_automasked: bool,
         options: IrqOptions,
     ) -> Arc<Self> {
-        let _first = Stamp::of(clock::now());
         Arc::new(Self {
             mark: Shown::new(&shared.shown, line.as_ref()),
             line,
-            state: Mutex::default(),
-            raised: AtomicU64::new(0),
+            state: Mutex::new(State { actions: Actions::new(), tally: Tally::new() }),
             rank,
             storm_window: options.storm_window.max(1),
             registered: AtomicU16::new(1),
@@ -211,16 +164,7 @@ impl Source {
     }
 
     fn stats_of(&self, tally: &Tally) -> IrqStats {
-        IrqStats {
-            raised: self.raised.load(Ordering::Acquire),
-            delivered: tally.delivered,
-            merged: tally.merged,
-            spurious: tally.spurious,
-            deferred: tally.deferred,
-            longest_deferral: Duration::from_nanos(tally.longest_deferral_ns),
-            longest_handler: Duration::from_nanos(tally.longest_handler_ns),
-            stormed: self.stormed.load(Ordering::Acquire),
-        }
+        tally.stats(self.mark.waiting(), self.stormed.load(Ordering::Acquire))
     }
 
     /// Shows the account, whose lock the caller has.
@@ -228,19 +172,25 @@ impl Source {
         self.mark.settle(&self.stats_of(tally));
     }
 
-    /// Counts signals. Called once they are marked, so that who sees the count will find the mark.
-    pub(super) fn count(&self, count: u64) {
-        let add = |raised: u64| Some(raised.saturating_add(count));
-        let _before = self.raised.fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
-        self.mark.show_raised(&self.raised);
+    /// Makes it not pending.
+    pub(super) fn forget(&self) {
+        let tally = &mut lock(&self.state).tally;
+        self.mark.show_taken(tally.take(self.mark.forget()));
+    }
+
+    /// Takes the mark for a delivery, if it is still to be delivered, and the handlers, so that they may register and drop
+    /// others of their line. Under one lock, so that no account misses the signals.
+    fn take(&self) -> Option<(u64, Actions)> {
+        let State { actions, tally } = &mut *lock(&self.state);
+        let merged = self.mark.take()?;
+        self.mark.show_taken(tally.take(merged));
+        Some((merged, std::mem::take(actions)))
     }
 
     /// It is pending while a section is open, since `since`.
     pub(super) fn hold(&self, since: Instant) {
         let tally = &mut lock(&self.state).tally;
-        if tally.held_since.is_none() {
-            tally.held_since = Some(Stamp::of(since));
-            tally.deferred += 1;
+        if tally.hold(since) {
             self.show(tally);
         }
     }
@@ -268,30 +218,33 @@ impl Source {
     /// Runs the handlers, if it is still to be delivered. True if they ran.
     pub(super) fn deliver(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
         self.active.store(true, Ordering::Relaxed);
-        let merged = self.mark.take();
-        if let Some(merged) = merged {
+        let taken = self.take();
+        let is_due = taken.is_some();
+        if let Some((merged, actions)) = taken {
             let start = clock::now();
+            // Only now, since whoever raises may be writing it.
+            self.mark.show_mark();
             self.mark.runs(true);
             let (index, vector) = self.line.as_ref().map_or((u32::MAX, 0), |line| (line.index.0, line.vector));
             irq_is_delivered(index, vector, merged);
             let outcome = {
                 let _inside = InHandler::of(shared, self);
-                self.call_observed(Interrupt { merged })
+                self.call_observed(Interrupt { merged }, actions)
             };
             self.mark.runs(false);
-            let stormed = self.settle(start, clock::now(), merged, outcome.handled);
+            let stormed = self.settle(&Done { start, end: clock::now(), merged, handled: outcome.handled });
             self.finish(shared, Interrupt { merged }, &outcome, stormed);
         }
         self.active.store(false, Ordering::Release);
         shared.advance();
-        merged.is_some()
+        is_due
     }
 
     /// As [`Source::call`], telling whoever looks on.
-    fn call_observed(&self, interrupt: Interrupt) -> Outcome {
+    fn call_observed(&self, interrupt: Interrupt, actions: Actions) -> Outcome {
         let begins = |index, vector| Moment::HandlerBegins { index, vector };
         let ends = |index, vector, outcome: &Outcome| Moment::HandlerEnds { index, vector, handled: outcome.handled };
-        self.observed(|| self.call(interrupt), begins, ends)
+        self.observed(|| self.call(interrupt, actions), begins, ends)
     }
 
     /// Runs something, telling whoever looks on at the line's device.
@@ -309,9 +262,7 @@ impl Source {
         outcome
     }
 
-    fn call(&self, interrupt: Interrupt) -> Outcome {
-        // Taken out, so that a handler may register and drop others of its line.
-        let mut actions = std::mem::take(&mut lock(&self.state).actions);
+    fn call(&self, interrupt: Interrupt, mut actions: Actions) -> Outcome {
         let mut outcome = Outcome { handled: false, threads: Vec::new(), alive: false };
         for Action { handler: place, .. } in &mut actions {
             let Some(handler) = place else { continue };
@@ -344,32 +295,12 @@ impl Source {
     }
 
     /// Accounts for one delivery. True if it made a storm.
-    fn settle(&self, start: Instant, end: Instant, merged: u64, handled: bool) -> bool {
+    fn settle(&self, done: &Done) -> bool {
         let tally = &mut lock(&self.state).tally;
-        tally.delivered += 1;
-        tally.merged = tally.merged.saturating_add(merged - 1);
-        tally.longest_handler_ns = tally.longest_handler_ns.max(nanoseconds(end.saturating_duration_since(start)));
-        if let Some(since) = tally.held_since.take() {
-            tally.longest_deferral_ns = tally.longest_deferral_ns.max(Stamp::of(start).nanoseconds_since(since));
+        let storm = tally.settle(done, self.storm_window);
+        if storm {
+            self.stormed.store(true, Ordering::Release);
         }
-        if !handled {
-            let now = Stamp::of(end);
-            let in_a_row = tally.last_unhandled.is_some_and(|last| now.nanoseconds_since(last) < STORM_GAP_NS);
-            tally.spurious += 1;
-            tally.unhandled = if in_a_row { tally.unhandled + 1 } else { 1 };
-            tally.last_unhandled = Some(now);
-        }
-        tally.window += 1;
-        if tally.window < self.storm_window {
-            self.show(tally);
-            return false;
-        }
-        tally.window = 0;
-        let unhandled = std::mem::take(&mut tally.unhandled);
-        let storm = u64::from(unhandled) * 1000 > u64::from(self.storm_window) * STORM_UNHANDLED_PERMILLE;
-        // What somebody handles is not the moment to give up: if it is a storm, the next window ends in one.
-        let storm = storm && !handled;
-        self.stormed.fetch_or(storm, Ordering::AcqRel);
         self.show(tally);
         storm
     }
@@ -449,7 +380,7 @@ impl Source {
     /// Forgets a storm. True if there was one.
     pub(super) fn forget_storm(&self) -> bool {
         let tally = &mut lock(&self.state).tally;
-        (tally.window, tally.unhandled) = (0, 0);
+        tally.forget_storm();
         let stormed = self.stormed.swap(false, Ordering::AcqRel);
         self.show(tally);
         stormed

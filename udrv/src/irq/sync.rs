@@ -1,6 +1,6 @@
 //! What the gate's protocol is made of: atomics, a lock, and the two-sided barrier.
 //!
-//! `gate.rs`, `pending.rs` and `mark.rs` use nothing else, so that the model checker can compile the same three files
+//! `gate.rs`, `parking.rs`, `pending.rs` and `mark.rs` use nothing else, so that the model checker can compile the same files
 //! against its own version of this module (`tests/gate_model.rs`).
 #![expect(unsafe_code, reason = "membarrier(2) has no safe wrapper")]
 
@@ -9,8 +9,8 @@ pub(super) use std::sync::{Mutex, MutexGuard};
 use std::sync::{OnceLock, PoisonError};
 use std::time::Duration;
 
-/// Threads with a slot of their own; more share one.
-pub(super) const SLOTS: usize = 64;
+/// Places of threads, and so slots: as many as a byte tells apart. The last is nobody's.
+pub(super) const SLOTS: usize = 256;
 
 /// Changes to the protocol that the model checker must notice; nothing here ever makes them.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,11 +31,24 @@ pub(super) enum Mutant {
     SleepTrustsTheSection,
     /// No barrier between announcing a sleep and looking for what is pending.
     NoFenceAtSleep,
+    /// No barrier between saying that one waits and looking whether one must.
+    NoFenceAtWait,
 }
 
 #[inline(always)]
 pub(super) const fn mutant(_which: Mutant) -> bool {
     false
+}
+
+/// A full fence just after an atomic read-modify-write, which is one itself where it is a locked instruction: there only the
+/// compiler is kept from reordering.
+#[inline(always)]
+pub(super) fn fence_after_rmw() {
+    if cfg!(target_arch = "x86_64") {
+        std::sync::atomic::compiler_fence(Ordering::SeqCst);
+    } else {
+        fence(Ordering::SeqCst);
+    }
 }
 
 /// A full barrier between two threads, of which one side is taken often ([`Barrier::light`]) and the other rarely
