@@ -3,6 +3,7 @@
 mod minimise;
 mod show;
 
+use crate::maps;
 use anyhow::{Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use show::Shown;
@@ -58,28 +59,16 @@ enum Command {
 #[derive(Args)]
 struct MapArgs {
     /// The driver whose register names are used [default: that of the recorded device's IDs].
-    #[arg(long, value_name = "NAME", value_parser = map_named)]
+    #[arg(long, value_name = "NAME", value_parser = maps::named)]
     device_map: Option<&'static RegisterMap>,
-}
-
-/// Every driver's register map.
-static MAPS: [&RegisterMap; 2] = [&udrv_edu::registers::MAP, &udrv_nvme::registers::MAP];
-
-fn map_named(name: &str) -> std::result::Result<&'static RegisterMap, String> {
-    let names = || MAPS.map(|map| map.device).join(", ");
-    MAPS.into_iter().find(|map| map.device == name).ok_or_else(|| format!("expected one of {}", names()))
 }
 
 impl MapArgs {
     /// By the recorded device's IDs, unless told otherwise. Recordings that name none are old, and all of edu.
     fn choose(&self, trace: &Trace) -> Option<&'static RegisterMap> {
-        use udrv_edu::registers as edu;
-        use udrv_nvme::registers as nvme;
         self.device_map.or_else(|| match trace.device.identity {
-            Some(identity) if (identity.vendor, identity.device) == (edu::VENDOR, edu::DEVICE) => Some(&edu::MAP),
-            Some(identity) if identity.class == nvme::CLASS => Some(&nvme::MAP),
-            Some(_) => None,
-            None => Some(&edu::MAP),
+            Some(identity) => maps::of(identity.vendor, identity.device, identity.class),
+            None => Some(&udrv_edu::registers::MAP),
         })
     }
 }
