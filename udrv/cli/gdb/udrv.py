@@ -102,8 +102,8 @@ class Register:
     def learn(self):
         if self.region is not None:
             return True
-        for line in udrv("devices", "--json").splitlines():
-            registers = json.loads(line).get("registers")
+        for device in json.loads(udrv("devices", "--json"))["devices"]:
+            registers = device["registers"]
             if registers:
                 found = self.among(registers["registers"])
                 self.name, self.offset, self.bits = found["name"], found["offset"], found["bits"]

@@ -146,7 +146,9 @@ fn edu(edu: &EduArgs) -> Result<()> {
 
 fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     if args.irqsoff && !are_checked() {
-        bail!("--irqsoff: this build does not look: build it with --features udrv/checks, and leave UDRV_CHECKS unset");
+        bail!(
+            "--irqsoff: this build does not record how long interrupts are off: build it with --features udrv/checks, and leave UDRV_CHECKS unset"
+        );
     }
     let mut device = crate::address::open(&args.device)?;
     if let Some(plan) = &args.faults {

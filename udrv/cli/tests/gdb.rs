@@ -170,7 +170,7 @@ fn unknown_register_is_refused_with_those_there_are() {
     }
     let served = Served::start();
     let said = served.debug_edu(&["udrv break-on-write 0x60", "run", "udrv regs dma", "kill"]);
-    assert!(said.contains("edu has more than one register like `dma`: expected one of identification,"), "{said}");
+    assert!(said.contains("edu has several registers like `dma`: DMA source address (0x80), "), "{said}");
 }
 
 /// What is said when a debugger's user thinks for 3 s, in the middle of a section, while the device goes on.
