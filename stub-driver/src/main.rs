@@ -63,8 +63,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("stub-driver: {error:#}");
+            if !error.is::<doctor::Failed>() {
+                tell_as_json(&format!("{error:#}"));
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+/// An error for programs: where a command was asked for JSON, it is JSON, too.
+fn tell_as_json(error: &str) {
+    if std::env::args_os().any(|word| word == "--json") {
+        use std::io::Write as _;
+        let _gone = writeln!(std::io::stdout(), "{}", serde_json::json!({ "error": error }));
     }
 }
 
@@ -76,7 +87,10 @@ fn misused(error: &clap::Error) -> ExitCode {
         error.exit();
     }
     match std::error::Error::source(error) {
-        Some(wrong) if error.kind() == ErrorKind::ValueValidation => eprintln!("stub-driver: {wrong}"),
+        Some(wrong) if error.kind() == ErrorKind::ValueValidation => {
+            eprintln!("stub-driver: {wrong}");
+            tell_as_json(&wrong.to_string());
+        }
         _ => {
             let text = error.to_string();
             let mut paragraphs =
@@ -84,7 +98,9 @@ fn misused(error: &clap::Error) -> ExitCode {
             let what = paragraphs.next().unwrap_or_default();
             let usage = paragraphs.find(|paragraph| paragraph.starts_with("Usage:"));
             let usage = usage.unwrap_or_else(|| "See stub-driver --help".into());
-            eprintln!("stub-driver: {}. {usage}", what.trim_start_matches("error: "));
+            let what = what.trim_start_matches("error: ");
+            eprintln!("stub-driver: {what}. {usage}");
+            tell_as_json(what);
         }
     }
     ExitCode::from(2)

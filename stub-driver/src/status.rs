@@ -1,10 +1,13 @@
 //! `stub-driver status`: what a running stub serves, and to whom.
 
-use crate::serve::{CONTROL_SOCKET, DeviceStatus, LeaseStatus, Reply, Request, SOCKET_DIR, Status};
+use crate::serve::{
+    CONTROL_SOCKET, DeviceStatus, HoldStatus, LeaseStatus, Reply, Request, SOCKET_DIR, Status, Waiting,
+};
 use anyhow::{Context as _, Result, bail};
 use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use udrv_backend::IrqIndex;
 
 /// How long the stub may take to answer. It may be closing a device.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -72,9 +75,22 @@ fn describe(status: &Status) -> String {
 }
 
 fn describe_lease(lease: &LeaseStatus) -> String {
-    let LeaseStatus { pid, uid, seconds, messages, reads, writes, irqs_set, errors, dma_bytes } = lease;
+    let LeaseStatus { pid, uid, lease_s, messages, reads, writes, irqs_set, errors, dma_bytes, hold } = lease;
+    let hold = hold.as_ref().map(describe_hold).unwrap_or_default();
     format!(
-        "  process {pid} of user {uid} since {seconds:.1} s: {messages} messages, {reads} reads, {writes} writes, \
-{irqs_set} irqs set, {dma_bytes} bytes of DMA mapped, {errors} errors"
+        "  process {pid} of user {uid} for {lease_s:.1} s: {messages} messages, {reads} reads, {writes} writes, \
+{irqs_set} irqs set, {dma_bytes} bytes of DMA mapped, {errors} errors{hold}"
     )
+}
+
+fn describe_hold(hold: &HoldStatus) -> String {
+    let HoldStatus { held_s, tracer_pid, waiting } = hold;
+    let by =
+        tracer_pid.map_or_else(|| "stopped by a signal".into(), |pid| format!("held by its debugger, process {pid},"));
+    let waiting: Vec<_> = waiting
+        .iter()
+        .map(|Waiting { index, vector, count }| format!("{count} of {} vector {vector}", IrqIndex(*index)))
+        .collect();
+    let waiting = if waiting.is_empty() { "none".into() } else { waiting.join(", ") };
+    format!("\n  {by} for {held_s:.1} s; interrupts waiting: {waiting}")
 }

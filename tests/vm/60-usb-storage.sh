@@ -23,7 +23,7 @@ blockdev --flushbufs "$disk"
 "$udrv" usb list | grep -q "usb-storage" || fail "usb list does not show the kernel's driver: $("$udrv" usb list)"
 "$udrv" usb list --json | python3 -c '
 import json, sys
-devices = json.load(sys.stdin)
+devices = json.load(sys.stdin)["devices"]
 disk = next(d for d in devices if (d["vendor"], d["product"]) == (0x46f4, 1))
 assert disk["interfaces"][0]["driver"] == "usb-storage", disk
 assert disk["interfaces"][0]["codes"] == [8, 6, 80], disk

@@ -109,7 +109,7 @@ kill -KILL "$STUB" "$driver"
 wait "$STUB" "$driver" || true
 [ -z "$(driver_of_disk)" ] || fail "nothing to repair: $(driver_of_disk) has it"
 serve model:edu
-grep -q "usb:$port: left by a stub that is dead" "$SOCKETS.log" || fail "no word of it: $(cat "$SOCKETS.log")"
+grep -q "usb:$port: left taken by a stub that died" "$SOCKETS.log" || fail "no word of it: $(cat "$SOCKETS.log")"
 kernel_has_disk || fail "not repaired: $(driver_of_disk) has it, recorded: $(ls /run/udrv/taken)"
 stop_stub
 

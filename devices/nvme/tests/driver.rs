@@ -366,3 +366,16 @@ fn controller_that_does_not_become_ready_is_given_up_by_its_own_time() {
     let error = attach(&device).map(drop).expect_err("never ready").to_string();
     assert!(error.contains("CSTS.RDY going to 1") && error.contains("500ms"), "{error}");
 }
+
+#[test]
+fn registers_are_known_by_name_to_who_looks_from_outside() {
+    let _rig = rig(Wait::Polled);
+    let page = udrv::inspect::find(std::process::id()).expect("our own page").snapshot;
+    let device = page.devices.iter().find(|device| device.address == "model:nvme").expect("our device");
+    let map = device.registers.as_ref().expect("its registers");
+    assert_eq!(map.driver, "nvme");
+    // CSTS: offset 1Ch, RDY bit 0 (NVM Express 1.4, 3.1.6).
+    let status = map.find("CSTS").expect("a register");
+    assert_eq!((status.offset, status.width, status.decode(1)), (0x1c, 32, "READY".into()));
+    assert!(!map.find("SQ0TDBL").expect("a register").readable);
+}

@@ -10,7 +10,7 @@ mod test;
 
 pub use settings::{Parity, Settings, StopBits};
 
-use crate::registers::{CLASS, LineControl, LineStatus, ModemControl, ModemStatus};
+use crate::registers::{CLASS, LineControl, LineStatus, MAP, ModemControl, ModemStatus};
 use port::Port;
 use std::sync::Arc;
 use std::time::Duration;
@@ -76,6 +76,7 @@ impl<I: Io + 'static> Uart<I> {
             });
         }
         config.change_command(Command::IO_SPACE | Command::MEMORY_SPACE, Command::INTERRUPT_DISABLE)?;
+        udrv::inspect::describe(&**device, &MAP);
         let mut port = Port::new(io, address, wake);
         port.quiet()?;
         port.set_line(settings)?;

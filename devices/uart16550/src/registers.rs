@@ -39,11 +39,22 @@ pub const MSR: Register<ModemStatus, ReadEffect> = Register::new("MSR", 6);
 /// Scratch: keeps what is written, and does nothing.
 pub const SCR: Register<u8, ReadWrite> = Register::new("SCR", 7);
 
-/// One for each offset, for whoever shows accesses: of those that share one, the register that is accessed most.
+/// For whoever shows them: those of one offset and direction once, so without the divisor latch, which is there seldom.
 pub const MAP: RegisterMap = RegisterMap {
     device: "uart16550",
     region: RegionIndex::BAR0,
-    registers: &[RBR.info(), IER.info(), IIR.info(), LCR.info(), MCR.info(), LSR.info(), MSR.info(), SCR.info()],
+    registers: &[
+        RBR.info(),
+        THR.info(),
+        IER.info(),
+        IIR.info(),
+        FCR.info(),
+        LCR.info(),
+        MCR.info(),
+        LSR.info(),
+        MSR.info(),
+        SCR.info(),
+    ],
 };
 
 /// Characters that each FIFO holds (8.4).

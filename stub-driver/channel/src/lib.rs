@@ -29,6 +29,9 @@ pub const MAX_FDS: usize = 16;
 /// and closed if it is too many.
 const KERNEL_MAX_FDS: usize = 253;
 
+/// Between two questions whether a peer that keeps us waiting is excused.
+pub const EXCUSE_PERIOD: Duration = Duration::from_millis(100);
+
 /// Why no message came or went.
 #[derive(Debug, thiserror::Error)]
 pub enum ChannelError {
@@ -70,11 +73,20 @@ struct Received {
 }
 
 /// One end of a connection.
-#[derive(Debug)]
 pub struct Channel {
     stream: UnixStream,
     limits: Limits,
     patience: Duration,
+    excused: Option<Box<dyn Fn() -> bool + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Channel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channel")
+            .field("stream", &self.stream)
+            .field("patience", &self.patience)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Channel {
@@ -84,7 +96,14 @@ impl Channel {
     /// What setting the socket to non-blocking gave.
     pub fn new(stream: UnixStream, limits: Limits, patience: Duration) -> std::io::Result<Self> {
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, limits, patience })
+        Ok(Self { stream, limits, patience, excused: None })
+    }
+
+    /// While `is_excused` says so, the peer is not late, and afterwards it has the whole patience again. It is asked
+    /// every [`EXCUSE_PERIOD`] of a wait.
+    #[must_use]
+    pub fn excused_while(self, is_excused: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { excused: Some(Box::new(is_excused)), ..self }
     }
 
     /// The socket.
@@ -130,14 +149,15 @@ impl Channel {
     pub fn receive_by(&self, until: Instant) -> Result<Message, ChannelError> {
         let mut fds = Received::default();
         let mut head = [0; 16];
-        self.fill(&mut head, &mut fds, until, true)?;
+        let mut until = until;
+        self.fill(&mut head, &mut fds, &mut until, true)?;
         let header = Header::decode(&head, self.limits.max_message_size)?;
         let mut payload = vec![0; header.payload_len() as usize];
-        self.fill(&mut payload, &mut fds, until, false)?;
+        self.fill(&mut payload, &mut fds, &mut until, false)?;
         Ok(Message { header, payload, fds: fds.kept, surplus_fds: fds.surplus })
     }
 
-    fn fill(&self, into: &mut [u8], fds: &mut Received, until: Instant, first: bool) -> Result<(), ChannelError> {
+    fn fill(&self, into: &mut [u8], fds: &mut Received, until: &mut Instant, first: bool) -> Result<(), ChannelError> {
         let mut done = 0;
         while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
             match self.receive_some(rest, fds) {
@@ -168,8 +188,17 @@ impl Channel {
         Ok(came.bytes)
     }
 
-    fn ready(&self, wanted: PollFlags, until: Instant) -> Result<(), ChannelError> {
-        let left = until.saturating_duration_since(now());
+    /// Waits until the socket is ready; for a peer that may be excused, until it is or it is time to ask whether it is.
+    fn ready(&self, wanted: PollFlags, until: &mut Instant) -> Result<(), ChannelError> {
+        let mut left = until.saturating_duration_since(now());
+        if let Some(is_excused) = &self.excused {
+            if is_excused() {
+                *until = now() + self.patience;
+                left = self.patience;
+            }
+            // Zero stays: it has passed.
+            left = left.min(EXCUSE_PERIOD);
+        }
         if left.is_zero() {
             return Err(ChannelError::Timeout(self.patience));
         }
@@ -185,7 +214,7 @@ impl Channel {
     /// # Errors
     /// See [`ChannelError`].
     pub fn send(&self, header: &Header, payload: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), ChannelError> {
-        let until = now() + self.patience;
+        let mut until = now() + self.patience;
         let mut bytes = Vec::with_capacity(16 + payload.len());
         bytes.extend_from_slice(&header.encode());
         bytes.extend_from_slice(payload);
@@ -204,7 +233,7 @@ impl Channel {
                     control.clear();
                 }
                 Err(OsErrno::INTR) => {}
-                Err(OsErrno::AGAIN) => self.ready(PollFlags::OUT, until)?,
+                Err(OsErrno::AGAIN) => self.ready(PollFlags::OUT, &mut until)?,
                 Err(OsErrno::PIPE | OsErrno::CONNRESET) => return Err(ChannelError::Closed),
                 Err(errno) => return Err(std::io::Error::from(errno).into()),
             }

@@ -138,7 +138,7 @@ impl Binder {
             match self.repair_device(bdf) {
                 Ok(Some(driver)) => repaired.push(Repaired { bdf, driver }),
                 Ok(None) => {}
-                Err(error) => tracing::warn!("left by a stub that is dead, and it stays so: {error}"),
+                Err(error) => tracing::warn!("left taken by a stub that died, and cannot be given back: {error}"),
             }
         }
         Ok(repaired)

@@ -6,7 +6,7 @@ mod host;
 pub(crate) use host::how_to_turn_on_the_iommu;
 
 use crate::paint::{Colour, Paint};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde::Serialize;
 use std::io::Write as _;
 use udrv_vfio::{Bdf, Sysfs};
@@ -67,10 +67,15 @@ impl Finding {
     }
 }
 
+/// What `doctor` has said already: so many checks failed.
+#[derive(Debug, thiserror::Error)]
+#[error("checks that failed: {0}; each line that says FAIL says what to do")]
+pub struct Failed(usize);
+
 /// Runs it.
 ///
 /// # Errors
-/// If a check failed; warnings are none.
+/// [`Failed`] if a check failed; warnings are none.
 pub fn run(args: &DoctorArgs) -> Result<()> {
     let sysfs = Sysfs::default();
     let mut findings = host::look(&sysfs);
@@ -89,11 +94,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
             out.write_all(finding.line(paint).as_bytes())?;
         }
     }
-    match failed {
-        0 => Ok(()),
-        1 => bail!("one check failed: its line says what to do"),
-        _ => bail!("{failed} checks failed: their lines say what to do"),
-    }
+    if failed == 0 { Ok(()) } else { Err(Failed(failed).into()) }
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
-//! The process at the other end, as far as it can be seen from here: whether a debugger holds it, and what it leaves behind
-//! when it ends without letting go of its device.
+//! The process at the other end, as far as it can be seen from here, and what it leaves behind when it ends without letting go
+//! of its device.
 //!
 //! What it shows of itself is its inspection page, found through `/proc` when its lease begins and kept open, so that it is
 //! still there when the process is not. Nothing in it is trusted: it is printed, and it says which of the client's own
 //! device's registers are read for the bundle.
 
+use super::hold::Hold;
+use super::standing::Watch;
 use nix::sys::socket::UnixCredentials;
 use nix::unistd::{Gid, Uid, fchown};
 use serde::Serialize;
@@ -12,15 +14,11 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::sync::Arc;
 use udrv_backend::{AnyBackend, Backend as _, RegionIndex, Width};
-use udrv_inspect::layout::head;
-use udrv_inspect::{DeviceState, Found, Snapshot};
+use udrv_inspect::layout::{DEVICES, TEXT, device};
+use udrv_inspect::{DeviceState, Found, Registers, Snapshot};
 
-/// Between two looks at whether the process stands. Also what a deadline may be early by, after it stood.
-const PERIOD: Duration = Duration::from_millis(100);
 /// Bundles kept of each device.
 const KEPT: usize = 16;
 /// Registers that a bundle may have.
@@ -31,6 +29,8 @@ pub(super) struct Client {
     pid: u32,
     uid: u32,
     program: Option<PathBuf>,
+    /// Where it worked, and where a core of it may be.
+    folder: Option<PathBuf>,
     page: Option<Found>,
     /// What it had said in a panic before.
     panic: Option<String>,
@@ -46,6 +46,7 @@ struct Bundle<'a> {
     pid: u32,
     uid: u32,
     program: Option<&'a Path>,
+    folder: Option<&'a Path>,
     registers: Vec<Value>,
     state: &'a Snapshot,
 }
@@ -54,7 +55,7 @@ struct Bundle<'a> {
 struct Value {
     name: String,
     offset: u64,
-    width: u64,
+    width_bits: u64,
     value: Option<u64>,
     bits: Option<String>,
     error: Option<String>,
@@ -63,33 +64,16 @@ struct Value {
 impl Client {
     pub(super) fn of(peer: &UnixCredentials) -> Self {
         let pid = u32::try_from(peer.pid()).unwrap_or(0);
-        let program = std::fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let [program, folder] = ["exe", "cwd"].map(|link| std::fs::read_link(format!("/proc/{pid}/{link}")).ok());
         let page = udrv_inspect::find(pid).ok();
         let panic = page.as_ref().and_then(|page| page.snapshot.panic.clone());
-        Self { pid, uid: peer.uid(), program, page, panic }
+        Self { pid, uid: peer.uid(), program, folder, page, panic }
     }
 
-    /// Lets its clock stand still while it stands, until the guard is dropped. A debugger's helpers do so to the moment;
-    /// this is for those that have none.
-    pub(super) fn watch(&self) -> Watch {
+    /// Looks whether it stands, until the guard is dropped. What then is held of it, `hold` has.
+    pub(super) fn watch(&self, hold: &Arc<Hold>) -> Option<Watch> {
         let page = self.page.as_ref().and_then(|page| page.file.try_clone().ok());
-        let (stop, stopped) = channel::<()>();
-        let pid = self.pid;
-        let thread = page.and_then(|page| {
-            let watch = move || {
-                let mut before = Standing::of(pid);
-                let mut since = udrv_inspect::monotonic();
-                while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                    let (now, at) = (Standing::of(pid), udrv_inspect::monotonic());
-                    if now.is_still(&before) {
-                        hold(&page, at.saturating_sub(since));
-                    }
-                    (before, since) = (now, at);
-                }
-            };
-            std::thread::Builder::new().name("client".into()).spawn(watch).ok()
-        });
-        Watch { stop: Some(stop), thread }
+        hold.is_on().then(|| Watch::start(self.pid, page, Arc::clone(hold)))
     }
 
     /// Writes a bundle beside the socket, if the process ended without letting go of the device or panicked.
@@ -104,8 +88,9 @@ impl Client {
         } else {
             return;
         };
-        let map = held.or(state.devices.first()).and_then(|device| device.registers.as_ref());
-        let registers = map.map(|map| dump(device, map)).unwrap_or_default();
+        let map = held.or(state.devices.first()).and_then(|device| device.registers.clone());
+        let map = map.or_else(|| map_before(&self.page.as_ref()?.file));
+        let registers = map.map(|map| dump(device, &map)).unwrap_or_default();
         let (program, address) = (self.program.as_deref(), device.info().address.as_str());
         let bundle = Bundle {
             bundle: 1,
@@ -115,6 +100,7 @@ impl Client {
             pid: self.pid,
             uid: self.uid,
             program,
+            folder: self.folder.as_deref(),
             registers,
             state: &state,
         };
@@ -131,8 +117,23 @@ fn is_served_at(device: &DeviceState, socket: &Path) -> bool {
     path.is_some_and(|path| path == socket || path.file_name() == socket.file_name())
 }
 
+/// The registers of a device that is not shown any more, since a panic dropped its driver: a slot that is free keeps what it had.
+fn map_before(page: &File) -> Option<Registers> {
+    let word = |at: usize| {
+        let mut raw = [0; 8];
+        page.read_exact_at(&mut raw, at as u64 * 8).ok().map(|()| u64::from_le_bytes(raw))
+    };
+    (0..DEVICES.count).map(|slot| DEVICES.at(slot)).find_map(|slot| {
+        let (place, length) = (word(slot + device::MAP)?, word(slot + device::MAP_LENGTH)?);
+        let length = usize::try_from(length).ok().filter(|length| *length <= TEXT.count * 8)?;
+        let mut bytes = vec![0; length];
+        page.read_exact_at(&mut bytes, place).ok()?;
+        serde_json::from_slice(&bytes).ok()
+    })
+}
+
 /// The registers whose reading changes nothing.
-fn dump(device: &AnyBackend, map: &udrv_inspect::Registers) -> Vec<Value> {
+fn dump(device: &AnyBackend, map: &Registers) -> Vec<Value> {
     let registers = map.registers.iter().filter(|register| register.readable).take(MAX_REGISTERS);
     let value = |register: &udrv_inspect::Register| {
         let width = Width::ALL.into_iter().find(|width| width.bytes() * 8 == register.width)?;
@@ -140,8 +141,8 @@ fn dump(device: &AnyBackend, map: &udrv_inspect::Registers) -> Vec<Value> {
         Some(Value {
             name: register.name.clone(),
             offset: register.offset,
-            width: register.width,
-            bits: read.as_ref().ok().map(|value| register.decode(*value)),
+            width_bits: register.width,
+            bits: read.as_ref().ok().map(|value| register.decode(*value)).filter(|bits| !bits.is_empty()),
             error: read.as_ref().err().map(ToString::to_string),
             value: read.ok(),
         })
@@ -169,53 +170,4 @@ fn write(folder: &Path, name: &str, pid: u32, bundle: &Bundle<'_>, owner: Uid) -
     file.write_all(serde_json::to_string(bundle)?.as_bytes())?;
     fchown(&file, Some(owner), None::<Gid>)?;
     Ok(path)
-}
-
-/// Whether a process stands, and for how long its first thread had run.
-#[derive(PartialEq, Eq)]
-struct Standing {
-    stands: bool,
-    ran: Option<String>,
-}
-
-impl Standing {
-    fn of(pid: u32) -> Self {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name before it may contain anything, parentheses too (proc(5)).
-        let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-        let ran = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).ok();
-        Self { stands: matches!(state, Some('t' | 'T')), ran }
-    }
-
-    /// It stood all the time since then, as far as can be seen.
-    fn is_still(&self, before: &Self) -> bool {
-        self.stands && self.ran.is_some() && self == before
-    }
-}
-
-/// Sets the process's clock back, unless a debugger's helpers do.
-fn hold(page: &File, nanoseconds: u64) {
-    let get = |word: usize| {
-        let mut raw = [0; 8];
-        page.read_exact_at(&mut raw, word as u64 * 8).map(|()| u64::from_le_bytes(raw))
-    };
-    if let (Ok(0), Ok(held)) = (get(head::HELD_SINCE), get(head::HELD)) {
-        // A client that has made its page read only has a clock that goes on.
-        let _written = page.write_all_at(&held.saturating_add(nanoseconds).to_le_bytes(), head::HELD as u64 * 8);
-    }
-}
-
-/// Ends the watching when dropped.
-pub(super) struct Watch {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Drop for Watch {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            let _ended = thread.join();
-        }
-    }
 }

@@ -17,6 +17,15 @@ use std::path::PathBuf;
 /// Where sockets are unless told otherwise.
 pub(crate) const SOCKET_DIR: &str = "/run/udrv";
 
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// It is.
+    On,
+    /// It is not.
+    Off,
+}
+
 /// `stub-driver serve`
 #[derive(Debug, clap::Args)]
 pub struct ServeArgs {
@@ -42,6 +51,10 @@ pub struct ServeArgs {
     /// machine's, shared evenly among the PCI devices].
     #[arg(long, requires = "devices", value_name = "MIB")]
     pub(super) dma_limit: Option<u64>,
+    /// Whether a client that stands, in a debugger or by a signal, has its interrupts held back until it goes on, and its
+    /// clock and the deadlines against it stand still.
+    #[arg(long, value_enum, requires = "devices", value_name = "WHETHER", default_value = "on")]
+    pub(super) hold: Switch,
     /// Record what passes between each client and its device into this folder: one file a lease, of which the last 16 of a
     /// device are kept (see udrv trace). Registers are then not mapped.
     #[arg(long, value_name = "DIR", conflicts_with = "mmap")]
@@ -75,7 +88,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     let mut control = ControlServer::start(&plan.socket_dir, plan.owner, &servers)?;
     tell("ready");
     if let Err(error) = notify() {
-        tracing::warn!("telling the service manager: {error}");
+        tracing::warn!("cannot tell the service manager that it is ready: {error}");
     }
     let signal = signals.wait().context("waiting for a signal")?;
     tracing::info!("{signal}: ending");
@@ -116,18 +129,18 @@ fn repair() {
         Ok(repaired) => {
             for device in repaired {
                 let to = device.driver.as_deref().unwrap_or("no driver, as before");
-                eprintln!("{}: left by a stub that is dead, given back to {to}", device.bdf);
+                eprintln!("{}: left taken by a stub that died, given back to {to}", device.bdf);
             }
         }
-        Err(error) => tracing::warn!("looking for what a dead stub left: {error}"),
+        Err(error) => tracing::warn!("cannot look for what a stub that died has left: {error}"),
     }
     match crate::usb::taken::repair() {
         Ok(repaired) => {
             for device in repaired {
-                eprintln!("{device}: left by a stub that is dead, given back to its kernel drivers");
+                eprintln!("{device}: left taken by a stub that died, given back to its kernel drivers");
             }
         }
-        Err(error) => tracing::warn!("looking for what a dead stub left: {error}"),
+        Err(error) => tracing::warn!("cannot look for what a stub that died has left: {error}"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What to serve, to whom and how: the configuration file and the command line put together.
 
-use super::command::{SOCKET_DIR, ServeArgs};
+use super::command::{SOCKET_DIR, ServeArgs, Switch};
 use super::device::DeviceAddress;
 use super::recordings::Recordings;
 use anyhow::{Context as _, Result, bail};
@@ -37,8 +37,15 @@ pub struct DeviceConfig {
     /// Whether to take the device only while a client has it.
     #[serde(default)]
     pub per_lease: bool,
+    /// Whether a client that stands in a debugger has its interrupts held back, and its deadlines stand still.
+    #[serde(default = "on")]
+    pub hold: bool,
     /// How much memory a client may have mapped for DMA, MiB.
     pub dma_limit: Option<u64>,
+}
+
+const fn on() -> bool {
+    true
 }
 
 fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<DeviceAddress, D::Error> {
@@ -71,6 +78,7 @@ pub(super) struct Planned {
     pub(super) owner: Uid,
     pub(super) mmap: bool,
     pub(super) per_lease: bool,
+    pub(super) hold: bool,
     /// How much memory a client may have mapped for DMA, bytes, if that was said.
     pub(super) dma_limit: Option<u64>,
 }
@@ -86,23 +94,23 @@ pub(super) struct Plan {
     pub(super) recordings: Option<Recordings>,
 }
 
-/// The file's devices, then those of the command line, to which its `--mmap`, `--per-lease` and `--dma-limit` apply. Where both name a
-/// folder or an owner, the command line has the last word.
+/// The file's devices, then those of the command line, to which its `--mmap`, `--per-lease`, `--hold` and `--dma-limit` apply. Where both
+/// name a folder or an owner, the command line has the last word.
 pub(super) fn plan(args: &ServeArgs) -> Result<Plan> {
     let file = args.config.as_deref().map(Config::read).transpose()?.unwrap_or_default();
     let owner = args.owner.as_deref().or(file.owner.as_deref()).map_or(Ok(geteuid()), find_user)?;
     let mut devices = Vec::new();
     for device in &file.device {
         let owner = device.owner.as_deref().map_or(Ok(owner), find_user)?;
-        let &DeviceConfig { mmap, per_lease, dma_limit, .. } = device;
+        let &DeviceConfig { mmap, per_lease, hold, dma_limit, .. } = device;
         let address = device.address.clone();
-        devices.push(Planned { address, owner, mmap, per_lease, dma_limit: dma_limit.map(mib) });
+        devices.push(Planned { address, owner, mmap, per_lease, hold, dma_limit: dma_limit.map(mib) });
     }
     let &ServeArgs { mmap, per_lease, dma_limit, .. } = args;
-    let dma_limit = dma_limit.map(mib);
+    let (dma_limit, hold) = (dma_limit.map(mib), args.hold == Switch::On);
     devices.extend(args.devices.iter().map(|address| {
         let address = address.clone();
-        Planned { address, owner, mmap, per_lease, dma_limit }
+        Planned { address, owner, mmap, per_lease, hold, dma_limit }
     }));
     if devices.is_empty() {
         bail!("there is nothing to serve: the file has no [[device]], and no DEVICE was given");

@@ -12,10 +12,12 @@
 //! those that are served to them.
 
 use super::accept::{Running, Service};
+use super::hold::HoldStatus;
 use super::lease::Counters;
 use super::server::{DeviceServer, PATIENCE, Served};
 use super::slot::Tenant;
 use super::socket::Listener;
+use super::standing::tracer;
 use anyhow::{Context as _, Result};
 use nix::sys::socket::UnixCredentials;
 use nix::sys::stat::Mode;
@@ -129,7 +131,7 @@ pub struct LeaseStatus {
     /// Its user.
     pub uid: u32,
     /// Seconds since it came.
-    pub seconds: f64,
+    pub lease_s: f64,
     /// Messages it sent.
     pub messages: u64,
     /// Reads of regions among them.
@@ -142,6 +144,8 @@ pub struct LeaseStatus {
     pub errors: u64,
     /// Bytes of its memory that the device can reach now.
     pub dma_bytes: u64,
+    /// If it stands, in a debugger or by a signal: what is held back until it goes on.
+    pub hold: Option<HoldStatus>,
 }
 
 /// The control socket while it is served. Dropping it removes the socket.
@@ -285,13 +289,14 @@ fn lease_status(tenant: &Tenant) -> LeaseStatus {
     LeaseStatus {
         pid: tenant.pid,
         uid: tenant.uid,
-        seconds: tenant.since.elapsed().as_secs_f64(),
+        lease_s: tenant.since.elapsed().as_secs_f64(),
         messages: messages.get(),
         reads: reads.get(),
         writes: writes.get(),
         irqs_set: irqs_set.get(),
         errors: errors.get(),
         dma_bytes: dma_bytes.get(),
+        hold: tenant.hold.status(|| tracer(u32::try_from(tenant.pid).ok()?)),
     }
 }
 

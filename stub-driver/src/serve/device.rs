@@ -120,7 +120,7 @@ pub(super) fn export(planned: &Planned) -> Result<Export> {
             })
         }
     };
-    Ok(export.owned_by(planned.owner).mapped(planned.mmap))
+    Ok(export.owned_by(planned.owner).mapped(planned.mmap).held(planned.hold))
 }
 
 /// One line for a device that is taken only while a client has it: whose it is until then.

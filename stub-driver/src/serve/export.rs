@@ -26,6 +26,7 @@ pub struct Export {
     address: String,
     owner: Uid,
     mmap: bool,
+    hold: bool,
     most_mappings: u32,
     most_bytes: u64,
     /// The device, if it is there without a lease.
@@ -52,6 +53,7 @@ impl Export {
             address: address.into(),
             owner: geteuid(),
             mmap: false,
+            hold: true,
             most_mappings: MOST_MAPPINGS,
             most_bytes: u64::MAX,
             shared: None,
@@ -82,6 +84,13 @@ impl Export {
     #[must_use]
     pub fn mapped(self, mmap: bool) -> Self {
         Self { mmap, ..self }
+    }
+
+    /// Whether a client that stands in a debugger, or by a signal, has its interrupts held back and its deadlines stand still.
+    /// It has, unless told otherwise.
+    #[must_use]
+    pub fn held(self, hold: bool) -> Self {
+        Self { hold, ..self }
     }
 
     /// Records what passes between each client and the device: one recording a lease. Regions are then not mapped.
@@ -128,6 +137,10 @@ impl Export {
     /// A client's memory, with what it may map.
     pub(super) const fn no_mappings(&self) -> Mappings {
         Mappings::new(self.most_mappings, self.most_bytes)
+    }
+
+    pub(super) const fn holds(&self) -> bool {
+        self.hold
     }
 
     pub(super) const fn maps(&self) -> bool {

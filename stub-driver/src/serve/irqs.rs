@@ -1,5 +1,6 @@
 //! DEVICE_SET_IRQS: what each combination of action and data does to the device.
 
+use super::hold::Hold;
 use super::refusal::Refusal;
 use std::os::fd::{AsFd as _, OwnedFd};
 use udrv_backend::{Backend, Error, IrqIndex, Trigger};
@@ -7,7 +8,12 @@ use udrv_vfio::descriptor::SignalKind;
 use udrv_wire::{DeviceSetIrqs, Errno, IrqAction, IrqData, pci};
 
 /// Does it. Nothing is done unless the range fits.
-pub(super) fn set(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[OwnedFd]) -> Result<(), Refusal> {
+pub(super) fn set(
+    device: &dyn Backend,
+    hold: &Hold,
+    request: &DeviceSetIrqs<'_>,
+    fds: &[OwnedFd],
+) -> Result<(), Refusal> {
     request.check_fds(fds.len())?;
     let index = IrqIndex(request.index);
     let available = device.irq(index)?.count;
@@ -20,8 +26,8 @@ pub(super) fn set(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[Owne
         return Err(Refusal::invalid(format!("{index} can be triggered only")));
     }
     match (request.action, request.data) {
-        (IrqAction::Trigger, IrqData::None) if request.count == 0 => Ok(device.disable_irq(index)?),
-        (IrqAction::Trigger, IrqData::Eventfd) => assign(device, request, fds),
+        (IrqAction::Trigger, IrqData::None) if request.count == 0 => Ok(hold.disable(device, index)?),
+        (IrqAction::Trigger, IrqData::Eventfd) => assign(device, hold, request, fds),
         (_, IrqData::Eventfd) => Err(Refusal::new(Errno::ENOTSUP, "masking and unmasking by eventfd is not supported")),
         (action, data) => {
             for vector in vectors(request, data) {
@@ -37,7 +43,7 @@ pub(super) fn set(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[Owne
 }
 
 /// One descriptor a vector, or none at all, which takes away what the range had.
-fn assign(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[OwnedFd]) -> Result<(), Refusal> {
+fn assign(device: &dyn Backend, hold: &Hold, request: &DeviceSetIrqs<'_>, fds: &[OwnedFd]) -> Result<(), Refusal> {
     // Whatever the device, software included: writing to any other file may wait for the client.
     for fd in fds {
         SignalKind::of(fd.as_fd()).map_err(|error| Refusal::invalid(error.to_string()))?;
@@ -47,7 +53,7 @@ fn assign(device: &dyn Backend, request: &DeviceSetIrqs<'_>, fds: &[OwnedFd]) ->
     } else {
         fds.iter().map(|fd| Some(fd.as_fd())).collect()
     };
-    Ok(device.set_triggers(IrqIndex(request.index), request.start, &triggers)?)
+    Ok(hold.set_triggers(device, (IrqIndex(request.index), request.start), &triggers)?)
 }
 
 /// The vectors that the action applies to.

@@ -2,6 +2,7 @@
 
 use super::dma::Mappings;
 use super::export::Opened;
+use super::hold::Hold;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -45,28 +46,37 @@ pub(super) struct Lease {
     pub(super) irqs: Vec<IrqInfo>,
     pub(super) mappings: Mappings,
     pub(super) counters: Arc<Counters>,
+    pub(super) hold: Arc<Hold>,
     held: Option<Box<dyn Any + Send>>,
 }
 
 impl Lease {
     /// # Errors
     /// What the device gave when asked about itself.
-    pub(super) fn new(opened: Opened, counters: Arc<Counters>, mappings: Mappings) -> Result<Self, Error> {
+    pub(super) fn new(
+        opened: Opened,
+        (counters, hold): (Arc<Counters>, Arc<Hold>),
+        mappings: Mappings,
+    ) -> Result<Self, Error> {
         // On an error the last one named is dropped first: the device is closed before it is given back.
         let Opened { held, device } = opened;
         let info = device.info();
         let regions = (0..info.regions).map(|index| device.region(RegionIndex(index))).collect::<Result<_, _>>()?;
         let irqs = (0..info.irqs).map(|index| device.irq(IrqIndex(index))).collect::<Result<_, _>>()?;
         let mappings = mappings.limited_to(device.dma().map_or(0, |dma| dma.limits().max_mappings));
-        Ok(Self { regions, irqs, mappings, counters, held, device })
+        Ok(Self { regions, irqs, mappings, counters, hold, held, device })
     }
 
     /// Ends it, whatever state the client left: interrupts disarmed, bus mastering off, reset if the device can, DMA
     /// unmapped, the device closed and given back if it was taken for this lease. In this order, so that nothing can
     /// still be written to memory when the memory is taken away; each step is tried even if one before it failed.
     pub(super) fn end(self, name: &str) {
-        let Self { device, mut mappings, held, .. } = self;
+        let Self { device, mut mappings, hold, held, .. } = self;
         try_step(name, "making the device quiet", || udrv_backend::pci::quiesce(&*device));
+        try_step(name, "letting go of its interrupts", || {
+            hold.end();
+            Ok(())
+        });
         try_step(name, "unmapping DMA", || mappings.unmap_all(&*device));
         try_step(name, "closing the device", || {
             drop(device);

@@ -4,6 +4,7 @@
 //! driver that keeps the descriptor can try to use the device afterwards, as anyone can whom usbfs ever let open it; its
 //! claim is taken from it as often as the device is given back.
 
+use super::hold::Hold;
 use super::lease::Counters;
 use super::server::{Served, Tenancy};
 use super::slot::Tenant;
@@ -29,6 +30,8 @@ impl Served {
             uid: peer.uid(),
             since: udrv_backend::clock::now(),
             counters: Arc::new(Counters::default()),
+            // Its interrupts are the kernel's business.
+            hold: Arc::new(Hold::new(false)),
             stream: stream.try_clone()?,
             device: None,
             revoked: None,

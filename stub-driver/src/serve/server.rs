@@ -3,11 +3,13 @@
 use super::accept::{Running, Service};
 use super::client::Client;
 use super::export::Export;
+use super::hold::Hold;
 use super::lease::{Counters, Lease};
 use super::refusal::Refusal;
 use super::session::{self, Hello, LIMITS, Session};
 use super::slot::{Slot, Tenant};
 use super::socket::Listener;
+use super::standing::stands;
 use anyhow::Result;
 use nix::sys::socket::UnixCredentials;
 use nix::unistd::{Uid, geteuid};
@@ -130,17 +132,23 @@ impl Served {
             return self.pass_on(address, &stream, peer);
         }
         let handle = stream.try_clone()?;
-        let channel = Channel::new(stream, LIMITS, self.patience)?;
+        let mut channel = Channel::new(stream, LIMITS, self.patience)?;
+        if self.export.holds() {
+            let pid = u32::try_from(peer.pid()).unwrap_or(0);
+            channel = channel.excused_while(move || stands(pid));
+        }
         let hello = match session::greet(&channel) {
             Ok(hello) => hello,
             Err(why) => return Ok(why),
         };
         let counters = Arc::new(Counters::default());
+        let hold = Arc::new(Hold::new(self.export.holds()));
         let tenant = Tenant {
             pid: peer.pid(),
             uid: peer.uid(),
             since: udrv_backend::clock::now(),
             counters: Arc::clone(&counters),
+            hold: Arc::clone(&hold),
             stream: handle,
             device: None,
             revoked: None,
@@ -149,7 +157,8 @@ impl Served {
             return Ok(hello.turn_away(&channel, Refusal::new(Errno::EBUSY, why)));
         }
         let tenancy = Tenancy(self);
-        let opened = self.export.lease().and_then(|opened| Lease::new(opened, counters, self.export.no_mappings()));
+        let lease = |opened| Lease::new(opened, (counters, hold), self.export.no_mappings());
+        let opened = self.export.lease().and_then(lease);
         Ok(match opened {
             Ok(lease) => self.hold(&channel, &hello, lease, (&tenancy, peer)),
             Err(error) => {
@@ -168,7 +177,7 @@ impl Served {
         (_until_freed, peer): (&Tenancy<'_>, &UnixCredentials),
     ) -> String {
         let client = Client::of(peer);
-        let watch = client.watch();
+        let watch = client.watch(&lease.hold);
         let name = self.export.name();
         tracing::info!("{name}: leased");
         self.slot.opened(&lease.device);

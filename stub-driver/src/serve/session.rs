@@ -165,7 +165,7 @@ impl Session<'_> {
             Request::DeviceGetIrqInfo(request) => self.irq_info(&request),
             Request::DeviceSetIrqs(request) => {
                 counters.irqs_set.add_one();
-                irqs::set(device, &request, &message.fds)?;
+                irqs::set(device, &self.lease.hold, &request, &message.fds)?;
                 Ok(Answer::default())
             }
             Request::RegionRead(wire::RegionRead { offset, region, count }) => {

@@ -1,6 +1,7 @@
 //! Who has a device: nobody, one client, or one client that is just being shown out.
 
 use super::accept::has_hung_up;
+use super::hold::Hold;
 use super::lease::Counters;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,6 +22,7 @@ pub(super) struct Tenant {
     pub(super) uid: u32,
     pub(super) since: Instant,
     pub(super) counters: Arc<Counters>,
+    pub(super) hold: Arc<Hold>,
     /// Its connection; shutting that down ends the lease.
     pub(super) stream: UnixStream,
     /// Its device, once opened.
@@ -80,7 +82,7 @@ impl Slot {
                     }
                     guard = self.freed.wait_timeout(guard, grace).unwrap_or_else(PoisonError::into_inner).0;
                 }
-                _ if left.is_zero() => return Err(format!("the lease before did not end within {PATIENCE:?}")),
+                _ if left.is_zero() => return Err(format!("the previous lease did not end within {PATIENCE:?}")),
                 _ => guard = self.freed.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0,
             }
         }

@@ -116,7 +116,7 @@ pub(crate) fn repair() -> Result<Vec<UsbAddress>> {
         match repair_device(&records, &port) {
             Ok(true) => repaired.push(port),
             Ok(false) => {}
-            Err(error) => tracing::warn!("left by a stub that is dead, and it stays so: {error}"),
+            Err(error) => tracing::warn!("left taken by a stub that died, and cannot be given back: {error}"),
         }
     }
     Ok(repaired)

@@ -170,14 +170,25 @@ pub struct RegisterMap {
 }
 
 impl RegisterMap {
-    /// The register that holds this byte, and which byte of it that is.
+    /// The register that holds this byte, and which byte of it that is. Of several at one offset, the first.
     #[must_use]
     pub fn find(&self, region: RegionIndex, offset: u64) -> Option<(&'static RegisterInfo, u64)> {
-        let within = |register: &'static RegisterInfo| {
+        self.at(region, offset).next()
+    }
+
+    /// As [`RegisterMap::find`], for a write: of several at one offset, one that can only be written.
+    #[must_use]
+    pub fn find_written(&self, region: RegionIndex, offset: u64) -> Option<(&'static RegisterInfo, u64)> {
+        let write_only = self.at(region, offset).find(|(register, _)| register.kind == Kind::WriteOnly);
+        write_only.or_else(|| self.find(region, offset))
+    }
+
+    fn at(&self, region: RegionIndex, offset: u64) -> impl Iterator<Item = (&'static RegisterInfo, u64)> {
+        let within = move |register: &'static RegisterInfo| {
             let byte = offset.checked_sub(register.offset)?;
             (byte < register.width.bytes()).then_some((register, byte))
         };
-        if region == self.region { self.registers.iter().find_map(within) } else { None }
+        self.registers.iter().filter(move |_| region == self.region).filter_map(within)
     }
 }
 

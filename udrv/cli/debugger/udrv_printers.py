@@ -49,7 +49,7 @@ def source_text(page, slot):
         state.append("%d pending" % pending)
     if handler:
         state.append("in its handler on thread %d" % handler)
-    counts = (get(layout.SOURCE_RAISED), get(layout.SOURCE_DELIVERED))
+    counts = (get(layout.SOURCE_TAKEN) + pending, get(layout.SOURCE_DELIVERED))
     return "%s: %s; %d raised, %d delivered" % (name, ", ".join(state), *counts)
 
 

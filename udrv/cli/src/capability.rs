@@ -52,7 +52,7 @@ impl<'a> Space<'a> {
             return Ok(Some(format!("I/O ports at {:#x}", low & !3)));
         }
         let high = if is_64_bit(low) && index < 5 { raw(index + 1)? << 32 } else { 0 };
-        let width = if is_64_bit(low) { "64-bit" } else { "32-bit" };
+        let width = if is_64_bit(low) { "address_64_bit" } else { "32-bit" };
         let kind = if low & 8 != 0 { "prefetchable " } else { "" };
         Ok(Some(format!("{width} {kind}memory at {:#x}", high | (low & !0xf))))
     }
@@ -96,12 +96,12 @@ impl<'a> Space<'a> {
                 let msi = [
                     ("vectors", json!(1 << (control >> 1 & 7))),
                     ("enabled", json!(control & 1 != 0)),
-                    ("64-bit", json!(control & (1 << 7) != 0)),
+                    ("address_64_bit", json!(control & (1 << 7) != 0)),
                     ("maskable", json!(control & (1 << 8) != 0)),
                 ];
                 ("MSI", fields(msi))
             }
-            0x09 => ("Vendor Specific", fields([("length", json!(self.u8(at + 2)?))])),
+            0x09 => ("Vendor Specific", fields([("length_bytes", json!(self.u8(at + 2)?))])),
             0x0d => {
                 let (vendor, device) = (self.u16(at + 4)?, self.u16(at + 6)?);
                 ("Subsystem ID", fields([("subsystem", json!(format!("{vendor:04x}:{device:04x}")))]))
@@ -119,7 +119,7 @@ impl<'a> Space<'a> {
                 ("MSI-X", fields(msix))
             }
             0x12 => ("SATA", Map::new()),
-            0x13 => ("Advanced Features", fields([("FLR", json!(self.u8(at + 3)? & 2 != 0))])),
+            0x13 => ("Advanced Features", fields([("function_level_reset", json!(self.u8(at + 3)? & 2 != 0))])),
             _ => ("unknown", Map::new()),
         })
     }
@@ -143,7 +143,7 @@ impl<'a> Space<'a> {
             (_, 0) => "none".to_owned(),
             (speed, width) => format!("generation {speed}, x{width}"),
         };
-        Ok(fields([("type", json!(kind)), ("FLR", json!(flr)), ("link", json!(link))]))
+        Ok(fields([("type", json!(kind)), ("function_level_reset", json!(flr)), ("link", json!(link))]))
     }
 }
 
@@ -249,7 +249,7 @@ mod tests {
         assert_eq!(found[0].fields["pending"], "BAR0 + 0x3000");
         assert_eq!(found[1].name, "MSI");
         assert_eq!(found[1].fields["vectors"], 32);
-        assert_eq!((&found[1].fields["64-bit"], &found[1].fields["maskable"]), (&json!(true), &json!(true)));
+        assert_eq!((&found[1].fields["address_64_bit"], &found[1].fields["maskable"]), (&json!(true), &json!(true)));
     }
 
     #[test]
@@ -260,7 +260,7 @@ mod tests {
         express[0x12] = 0x43; // x4, generation 3
         let found = space(256, &[LIST, (0x34, &[0x40]), (0x40, &express)]).capabilities().expect("read");
         assert_eq!(found[0].fields["type"], "endpoint");
-        assert_eq!(found[0].fields["FLR"], true);
+        assert_eq!(found[0].fields["function_level_reset"], true);
         assert_eq!(found[0].fields["link"], "generation 3, x4");
     }
 

@@ -35,12 +35,18 @@ struct Info {
 #[derive(Serialize)]
 struct Region {
     region: String,
-    size: u64,
+    size_bytes: u64,
     flags: String,
     /// What its BAR register says.
     bar: Option<String>,
-    /// Offset and size of each part that can be mapped.
-    mappable: Vec<(u64, u64)>,
+    /// What can be mapped of it.
+    mappable: Vec<Area>,
+}
+
+#[derive(Serialize)]
+struct Area {
+    offset: u64,
+    size_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -74,8 +80,9 @@ pub fn run(args: &InfoArgs) -> Result<()> {
         if region.size > 0 {
             let flags = flag_names(&region.flags);
             let bar = if index.0 < 6 { space.bar(index.0.into())? } else { None };
-            let mappable = region.mappable.iter().map(|area| (area.offset, area.size)).collect();
-            info.regions.push(Region { region: index.to_string(), size: region.size, flags, bar, mappable });
+            let mappable = region.mappable.iter().map(|area| Area { offset: area.offset, size_bytes: area.size });
+            let mappable = mappable.collect();
+            info.regions.push(Region { region: index.to_string(), size_bytes: region.size, flags, bar, mappable });
         }
     }
     for index in (0..device.info().irqs).map(IrqIndex) {
@@ -110,9 +117,9 @@ fn print(out: &mut impl Write, info: &Info) -> std::io::Result<()> {
     writeln!(out, "  DMA           {}", if info.dma { "yes" } else { "no" })?;
     for region in &info.regions {
         let bar = region.bar.as_deref().map(|bar| format!("  {bar}")).unwrap_or_default();
-        writeln!(out, "  region {:<6} {:>#10x} bytes  {}{bar}", region.region, region.size, region.flags)?;
-        for (offset, size) in &region.mappable {
-            writeln!(out, "    mappable    {size:>#10x} bytes at {offset:#x}")?;
+        writeln!(out, "  region {:<6} {:>#10x} bytes  {}{bar}", region.region, region.size_bytes, region.flags)?;
+        for Area { offset, size_bytes } in &region.mappable {
+            writeln!(out, "    mappable    {size_bytes:>#10x} bytes at {offset:#x}")?;
         }
     }
     for irq in &info.irqs {
@@ -124,7 +131,9 @@ fn print(out: &mut impl Write, info: &Info) -> std::io::Result<()> {
             Value::Bool(flag) => if *flag { "yes" } else { "no" }.into(),
             other => other.to_string(),
         };
-        let fields: Vec<_> = capability.fields.iter().map(|(name, value)| format!("{name} {}", text(value))).collect();
+        let fields =
+            capability.fields.iter().map(|(name, value)| format!("{} {}", name.replace('_', " "), text(value)));
+        let fields: Vec<_> = fields.collect();
         let Capability { offset, id, name, .. } = capability;
         writeln!(out, "  capability    {id:#04x} at {offset:#05x}  {name}  {}", fields.join(", "))?;
     }

@@ -107,11 +107,30 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            // Not with `#`: our errors say in their own text what caused them.
-            eprintln!("udrv: {error}");
+            let text = whole(&error);
+            eprintln!("udrv: {text}");
+            tell_as_json(&text);
             let wrong_address = matches!(error.downcast_ref(), Some(udrv_backend::Error::BadAddress { .. }));
             ExitCode::from(if wrong_address { USAGE } else { FAILED })
         }
+    }
+}
+
+/// An error with what caused it, which our own errors have in their text already.
+fn whole(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .skip(1)
+        .map(ToString::to_string)
+        .fold(error.to_string(), |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
+}
+
+/// An error for programs: where a command was asked for JSON, it is JSON, too.
+fn tell_as_json(error: &str) {
+    // What is behind `--` is another program's.
+    if std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json") {
+        use std::io::Write as _;
+        let _gone = writeln!(std::io::stdout(), "{}", serde_json::json!({ "error": error }));
     }
 }
 
@@ -127,6 +146,8 @@ fn misused(error: &clap::Error) -> ExitCode {
     let what = paragraphs.next().unwrap_or_default();
     let usage =
         paragraphs.find(|paragraph| paragraph.starts_with("Usage:")).unwrap_or_else(|| "See udrv --help".into());
-    eprintln!("udrv: {}. {usage}", what.trim_start_matches("error: "));
+    let what = what.trim_start_matches("error: ");
+    eprintln!("udrv: {what}. {usage}");
+    tell_as_json(what);
     ExitCode::from(USAGE)
 }

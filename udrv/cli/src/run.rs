@@ -126,7 +126,9 @@ fn edu(edu: &EduArgs) -> Result<()> {
 
 fn tour(args: &EduArgs, stop: &Stop) -> Result<()> {
     if args.irqsoff && !are_checked() {
-        bail!("--irqsoff: this build does not look: build it with --features udrv/checks, and leave UDRV_CHECKS unset");
+        bail!(
+            "--irqsoff: this build does not record how long interrupts are off: build it with --features udrv/checks, and leave UDRV_CHECKS unset"
+        );
     }
     let Surrounded { device, findings } = args.device.open(&udrv_edu::registers::MAP)?;
     let delivery = match args.irq {

@@ -183,7 +183,7 @@ fn help_and_good_input_succeed() {
     let info = udrv(&["info", "model:edu"]);
     assert!(info.status.success() && String::from_utf8_lossy(&info.stdout).contains("1234:11e8"));
     let json = udrv(&["info", "model:edu", "--json"]);
-    assert!(json.status.success() && String::from_utf8_lossy(&json.stdout).contains("\"64-bit\": true"));
+    assert!(json.status.success() && String::from_utf8_lossy(&json.stdout).contains("\"address_64_bit\": true"));
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn recording_is_shown_filtered_and_as_json() {
     assert_eq!(lines(&["--from", "3600"]).len(), 0);
     let acknowledged = lines(&["--register", "status", "--json"]);
     let object: serde_json::Value = serde_json::from_str(&acknowledged[2]).expect("JSON");
-    assert_eq!((&object["register"], &object["width"]), (&"status".into(), &32.into()), "{object}");
+    assert_eq!((&object["register"], &object["width_bits"]), (&"status".into(), &32.into()), "{object}");
     assert_eq!(lines(&["--json"]).len(), lines(&[]).len());
     std::fs::remove_file(&path).expect("removed");
 }
@@ -266,4 +266,13 @@ fn reader_that_leaves_is_no_error_of_info() {
     let output = info.wait_with_output().expect("its end");
     assert!(output.status.success(), "{output:?}");
     assert!(output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
+fn error_says_what_caused_it_once() {
+    let output = udrv(&["run", "usb-storage", "--device", "model:usb-storage:/nowhere", "info"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said, "udrv: cannot read the image /nowhere: No such file or directory (os error 2)\n");
+    let said = String::from_utf8_lossy(&udrv(&["info", "unix:/nowhere"]).stderr).into_owned();
+    assert_eq!(said.matches("No such file or directory").count(), 1, "{said}");
 }

@@ -1,82 +1,13 @@
 //! `udrv irqs`, `regs`, `dma`, `accesses`, `poke`, `raise` on a driver that runs in another process, served by a stub.
 
-use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+mod driven;
+
+use driven::{Driven, until};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use stub_driver::serve::{DeviceServer, Export};
-use udrv::clock::Deadline;
-use udrv_backend::{AnyBackend, Backend as _, RegionIndex, Width};
-
-/// Longer than anything here takes on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// A driver in a process of its own, its device served from here; ended when dropped.
-struct Driven {
-    child: Child,
-    model: AnyBackend,
-    address: String,
-    folder: PathBuf,
-    server: Option<DeviceServer>,
-}
-
-impl Drop for Driven {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-impl Driven {
-    /// The edu driver, while it takes interrupts without end.
-    fn start() -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("udrv-outside-{}-{number}", std::process::id()));
-        std::fs::create_dir(&folder).expect("a folder");
-        let model: AnyBackend = Arc::new(udrv_edu::model::edu());
-        let export = Export::shared("edu", Arc::new(Arc::clone(&model)));
-        let server = DeviceServer::start(export, &folder.join("edu.sock")).expect("served");
-        let address = format!("unix:{}", server.path().display());
-        let mut child = Command::new(env!("CARGO_BIN_EXE_udrv"))
-            .args(["run", "edu", "--samples", "100000000", "--device", &address])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("started");
-        let output = BufReader::new(child.stdout.take().expect("its output"));
-        let it = Self { child, model, address, folder, server: Some(server) };
-        let section = output.lines().map_while(Result::ok).find(|line| line.starts_with("section"));
-        assert!(section.is_some(), "the driver ended before it took interrupts");
-        it
-    }
-
-    /// What a command says of it.
-    #[track_caller]
-    fn ask(&self, arguments: &[&str]) -> String {
-        let pid = self.child.id().to_string();
-        let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(arguments).args(["--pid", &pid]).output();
-        let output = output.expect("udrv starts");
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    #[track_caller]
-    fn ask_json(&self, arguments: &[&str]) -> serde_json::Value {
-        serde_json::from_str(&self.ask(&[arguments, &["--json"]].concat())).expect("JSON")
-    }
-
-    fn delivered(&self) -> u64 {
-        self.ask_json(&["irqs"])["sources"][0]["delivered"].as_u64().expect("a number")
-    }
-}
-
-#[track_caller]
-fn until(what: &str, mut done: impl FnMut() -> bool) {
-    Deadline::after(PATIENCE).poll(what, || Ok(done())).expect("in time");
-}
+use udrv_backend::{Backend as _, RegionIndex, Width};
 
 #[test]
 fn irqs_of_another_process_are_counted_while_it_runs() {
@@ -146,7 +77,7 @@ fn accesses_are_the_drivers_last_ones_by_name() {
         driven.ask(&["accesses", "100"]).contains("write BAR0 interrupt raise          0x00000010")
     });
     let all = driven.ask_json(&["accesses", "50"]);
-    let numbers: Vec<_> = all.as_array().expect("a list").iter().map(|it| it["number"].as_u64()).collect();
+    let numbers: Vec<_> = all["accesses"].as_array().expect("a list").iter().map(|it| it["number"].as_u64()).collect();
     assert_eq!(numbers.len(), 50);
     assert!(numbers.is_sorted(), "{numbers:?}");
 }
@@ -155,14 +86,50 @@ fn accesses_are_the_drivers_last_ones_by_name() {
 fn dma_shows_the_mappings_and_their_owner() {
     let driven = Driven::start();
     let buffers = driven.ask_json(&["dma"]);
-    let told: Vec<_> = buffers.as_array().expect("a list").iter().collect();
+    let told: Vec<_> = buffers["buffers"].as_array().expect("a list").iter().collect();
     assert_eq!(told.len(), 2, "{buffers}");
     for (buffer, (reads, writes)) in told.iter().zip([(true, false), (false, true)]) {
-        assert_eq!(buffer["length"], 4095);
-        assert_eq!(buffer["size"], 4096);
+        assert_eq!(buffer["length_bytes"], 4095);
+        assert_eq!(buffer["size_bytes"], 4096);
         assert_eq!((&buffer["device_reads"], &buffer["device_writes"]), (&reads.into(), &writes.into()));
         assert_eq!(buffer["owner"], "driver");
     }
+}
+
+#[test]
+fn ambiguous_name_is_refused_with_those_that_are_meant() {
+    let driven = Driven::start();
+    let output = Command::new(env!("CARGO_BIN_EXE_udrv")).args(["regs", &driven.address, "interrupt"]).output();
+    let output = output.expect("udrv starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "udrv: edu has several registers like `interrupt`: interrupt status (0x24), interrupt raise (0x60), \
+         interrupt acknowledge (0x64); give more of the name, or the offset\n"
+    );
+    assert!(driven.ask(&["regs", &driven.address, "interrupt r"]).starts_with("interrupt raise "));
+}
+
+#[test]
+fn registers_whose_reading_changes_the_device_are_read_only_when_forced() {
+    let device = Arc::new(udrv_uart16550::model::uart16550());
+    let driven = Driven::of(device.clone(), &["uart16550"], |line| line.starts_with("/dev/"));
+    let all = driven.ask(&["regs", &driven.address]);
+    let line = |name: &str| {
+        let found = all.lines().find(|line| line.starts_with(&format!("{name} ")));
+        found.unwrap_or_else(|| panic!("no {name}: {all}")).to_owned()
+    };
+    for name in ["RBR", "IIR", "LSR", "MSR"] {
+        assert!(line(name).ends_with("not read: that would change the device (--force)"), "{all}");
+    }
+    assert!(line("THR").ends_with("write only") && line("FCR").ends_with("write only"), "{all}");
+    assert!(line("LCR").ends_with("0x03  WORD_LENGTH_0 | WORD_LENGTH_1"), "{all}");
+
+    let forced = driven.ask(&["regs", &driven.address, "LSR", "--force"]);
+    assert!(forced.contains("0x60  TRANSMITTER_HOLDING_EMPTY | TRANSMITTER_EMPTY"), "{forced}");
+    let accesses = driven.ask(&["accesses", &driven.address, "1000"]);
+    assert!(accesses.contains("write BAR0 FCR "), "{accesses}");
+    assert!(!accesses.contains("write BAR0 IIR "), "{accesses}");
 }
 
 #[test]

@@ -154,7 +154,11 @@ impl Shared {
         let Some(armed) = state.armed.get(&vector) else { return };
         let Ok(count) = armed.source.read() else { return };
         match (self.judge)(IrqIndex(vector.0), vector.1, count) {
-            Fate::Pass(times) => (0..times).for_each(|_| armed.sink.signal(count)),
+            Fate::Pass(times) => {
+                for _ in 0..times {
+                    armed.sink.signal(count);
+                }
+            }
             Fate::Later(by) => state.due.push((clock::now() + by, vector)),
         }
     }

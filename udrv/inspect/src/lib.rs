@@ -13,9 +13,11 @@ mod find;
 pub mod layout;
 mod page;
 mod registers;
+mod shown;
 mod snapshot;
 
 pub use find::{Found, find, find_all, page_of};
-pub use page::{Buffer, Device, Domain, Page, Section, Slot, Source, describe, monotonic, page, thread};
+pub use page::{Page, Slot, monotonic, page, thread};
 pub use registers::{Bits, Register, Registers};
+pub use shown::{Buffer, Device, Domain, Section, Source, describe};
 pub use snapshot::{Access, BufferState, DeviceState, Owner, SectionState, Snapshot, SourceState};

@@ -22,6 +22,7 @@ pub struct Register {
     /// Bytes from the start of the region.
     pub offset: u64,
     /// Width in bits.
+    #[serde(rename = "width_bits")]
     pub width: u64,
     /// Whether reading it changes nothing.
     pub readable: bool,
@@ -79,15 +80,32 @@ impl Registers {
         if let Some(register) = self.registers.iter().find(named) {
             return Ok(register);
         }
-        let mut similar = self.registers.iter().filter(|register| register.name.to_lowercase().contains(&wanted));
-        match (similar.next(), similar.next()) {
-            (Some(register), None) => Ok(register),
-            (first, _) => {
+        let similar = self.registers.iter().filter(|register| register.name.to_lowercase().contains(&wanted));
+        match similar.collect::<Vec<_>>().as_slice() {
+            [register] => Ok(register),
+            [] => {
                 let names: Vec<_> = self.registers.iter().map(|register| register.name.as_str()).collect();
-                let what = if first.is_some() { "more than one register like" } else { "no register" };
-                Err(format!("{} has {what} `{wanted}`: expected one of {}", self.driver, names.join(", ")))
+                Err(format!("{} has no register `{wanted}`: expected one of {}", self.driver, names.join(", ")))
+            }
+            several => {
+                let names: Vec<_> = several.iter().map(|it| format!("{} ({:#x})", it.name, it.offset)).collect();
+                let (driver, names) = (&self.driver, names.join(", "));
+                Err(format!(
+                    "{driver} has several registers like `{wanted}`: {names}; give more of the name, or the offset"
+                ))
             }
         }
+    }
+
+    /// The register that an access of this region reaches.
+    #[must_use]
+    pub fn accessed(&self, region: u32, offset: u64, width: u64, is_write: bool) -> Option<&Register> {
+        let same = || {
+            let all = self.registers.iter().filter(move |_| region == self.region);
+            all.filter(move |register| register.offset == offset && register.width == width)
+        };
+        let write_only = |register: &&Register| register.writable && !register.readable && !register.read_effect;
+        is_write.then(|| same().find(write_only)).flatten().or_else(|| same().next())
     }
 }
 

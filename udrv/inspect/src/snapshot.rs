@@ -121,8 +121,10 @@ pub struct BufferState {
     /// Bus address.
     pub iova: u64,
     /// Bytes mapped.
+    #[serde(rename = "size_bytes")]
     pub size: u64,
     /// Bytes asked for.
+    #[serde(rename = "length_bytes")]
     pub length: u64,
     /// Whether the device may read it.
     pub device_reads: bool,
@@ -148,6 +150,7 @@ pub struct Access {
     /// Byte offset.
     pub offset: u64,
     /// Width in bits.
+    #[serde(rename = "width_bits")]
     pub width: u64,
     /// Whether it was a write.
     pub is_write: bool,

@@ -6,12 +6,13 @@
 
 mod aio;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt::SockType};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
 use udrv_backend::{Error, Result, Trigger};
 
@@ -52,16 +53,18 @@ impl Sink {
     }
 
     /// Signals `count` interrupts, at most [`MOST`] through an eventfd, and never waits, whatever the other side does meanwhile.
-    /// What is full has signals waiting already, and what is closed has nobody to tell.
-    pub fn signal(&self, count: u64) {
+    /// Whether that is done with: not if a socket or pipe has no room, which has signals waiting already. What is closed has
+    /// nobody to tell.
+    pub fn signal(&self, count: u64) -> bool {
         let bytes = count.to_ne_bytes();
         match &self.0 {
             Kind::Socket(socket) => {
-                let _full = send(socket.as_raw_fd(), &bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL);
+                let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+                send(socket.as_raw_fd(), &bytes, flags) != Err(Errno::EAGAIN)
             }
             Kind::Pipe(pipe) => {
                 let mut pipe = pipe;
-                let _full = pipe.write(&bytes);
+                !pipe.write(&bytes).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
             }
             Kind::EventFd(event) => {
                 let count = count.min(MOST);
@@ -71,7 +74,18 @@ impl Sink {
                     let mut event = event;
                     let _full = event.write(&left.to_ne_bytes());
                 }
+                true
             }
+        }
+    }
+}
+
+/// To wait for room.
+impl AsFd for Sink {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Kind::Socket(socket) => socket.as_fd(),
+            Kind::Pipe(file) | Kind::EventFd(file) => file.as_fd(),
         }
     }
 }

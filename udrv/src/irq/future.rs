@@ -1,5 +1,6 @@
 //! Waiting for an interrupt as a task.
 
+use super::sync::lock;
 use super::{Delivery, Registration};
 use std::future::Future;
 use std::pin::Pin;

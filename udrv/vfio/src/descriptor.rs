@@ -13,6 +13,15 @@ pub fn is_memory(fd: BorrowedFd<'_>) -> bool {
     fcntl(fd, FcntlArg::F_GET_SEALS).is_ok()
 }
 
+/// What an eventfd has counted that nobody has read yet; `None` for any other file. Nothing is taken from it.
+#[must_use]
+pub fn eventfd_count(fd: BorrowedFd<'_>) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
+    // In hexadecimal (proc_pid_fdinfo(5)).
+    let count = info.lines().find_map(|line| line.strip_prefix("eventfd-count:"))?;
+    u64::from_str_radix(count.trim(), 16).ok()
+}
+
 /// What can be signalled as an interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SignalKind {

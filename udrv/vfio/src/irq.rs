@@ -43,7 +43,7 @@ impl Line {
     fn raw(&self) -> RawFd {
         match self {
             Self::Direct(fd) => fd.as_raw_fd(),
-            Self::Relayed(ticket) => ticket.event.as_fd().as_raw_fd(),
+            Self::Relayed(ticket) => ticket.as_fd().as_raw_fd(),
         }
     }
 }

@@ -7,7 +7,7 @@ mod backend;
 pub mod descriptor;
 mod dma;
 mod irq;
-mod relay;
+pub mod relay;
 mod reply;
 mod sysfs;
 mod uapi;

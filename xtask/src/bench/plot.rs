@@ -20,8 +20,9 @@ pub(crate) fn write(folder: &Path, name: &str, rows: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// Bars of ours / theirs on a logarithmic scale from 0.01 to 10, with a tick where the goal is.
+/// Bars of ours / theirs on a logarithmic scale from 0.01 to 10, with a tick where the goal is. What has no peer is not in it.
 fn draw(rows: &[Value]) -> String {
+    let rows: Vec<&Value> = rows.iter().filter(|row| row.get("ratio").is_some_and(Value::is_number)).collect();
     let height = 40 + ROW * rows.len();
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"960\" height=\"{height}\" font-family=\"sans-serif\" \

@@ -1,8 +1,9 @@
-//! One line of a benchmark: figures of ours, beside a peer's where there is one; as text, as JSON, as a plot.
+//! One line of a benchmark: figures of ours, beside a peer's where there is one; as text and as JSON.
 
+use super::plot;
 use crate::vm;
 use anyhow::{Context as _, Result};
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 /// Which way the ratio is held to its goal.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -87,48 +88,6 @@ impl fmt::Display for Row {
 /// Writes `target/bench/NAME.json` and `NAME.svg`.
 pub(super) fn write(name: &str, rows: &[Row]) -> Result<()> {
     let folder = vm::target_dir(&vm::repo_root())?.join("bench");
-    let text = serde_json::to_string_pretty(&rows.iter().map(Row::json).collect::<Vec<_>>())?;
-    std::fs::create_dir_all(&folder)
-        .and_then(|()| std::fs::write(folder.join(format!("{name}.json")), text))
-        .and_then(|()| std::fs::write(folder.join(format!("{name}.svg")), plot(rows)))
-        .with_context(|| format!("writing into {}", folder.display()))?;
-    println!("written: {}/{name}.json and {name}.svg", folder.display());
-    Ok(())
-}
-
-/// Bars of the ratios on a logarithmic scale from 0.1 to 20, with a mark where the goal is. What has no peer is not in it.
-fn plot(rows: &[Row]) -> String {
-    const LEFT: f64 = 520.0;
-    const WIDTH: f64 = 400.0;
-    const SCALE: (f64, f64) = (0.1, 20.0);
-    let at = |ratio: f64| LEFT + WIDTH * (ratio.clamp(SCALE.0, SCALE.1) / SCALE.0).ln() / (SCALE.1 / SCALE.0).ln();
-    let rows: Vec<(&Row, f64)> = rows.iter().filter_map(|row| Some((row, row.ratio()?))).collect();
-    let height = 40 + 22 * rows.len();
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"980\" height=\"{height}\" font-family=\"sans-serif\" \
-         font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
-    );
-    let mut line = |text: String| drop(writeln!(svg, "{text}"));
-    for ratio in [0.1, 1.0, 2.0, 5.0, 10.0, 20.0] {
-        let x = at(ratio);
-        line(format!("<line x1=\"{x}\" x2=\"{x}\" y1=\"20\" y2=\"{height}\" stroke=\"#ccc\"/>"));
-        line(format!("<text x=\"{x}\" y=\"14\" text-anchor=\"middle\">{ratio}</text>"));
-    }
-    for (y, (row, ratio)) in (24..).step_by(22).zip(rows) {
-        let colour = if row.is_reached() == Some(false) { "#c33" } else { "#37a" };
-        let peer = row.peer.as_ref().map_or("", |peer| &peer.name);
-        let label = format!("{} / {peer}", row.measure).replace('&', "&amp;").replace('<', "&lt;");
-        let (x, end, base) = (LEFT - 8.0, at(ratio), y + 13);
-        line(format!("<text x=\"{x}\" y=\"{base}\" text-anchor=\"end\">{label}</text>"));
-        line(format!("<rect x=\"{LEFT}\" y=\"{y}\" width=\"{}\" height=\"16\" fill=\"{colour}\"/>", end - LEFT));
-        line(format!("<text x=\"{}\" y=\"{base}\">{ratio:.2}</text>", end + 4.0));
-        if let Some(goal) = row.goal {
-            let (x, top, bottom) = (at(goal), y - 2, y + 18);
-            line(format!(
-                "<line x1=\"{x}\" x2=\"{x}\" y1=\"{top}\" y2=\"{bottom}\" stroke=\"black\" stroke-width=\"2\"/>"
-            ));
-        }
-    }
-    svg.push_str("</svg>\n");
-    svg
+    std::fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    plot::write(&folder, name, &rows.iter().map(Row::json).collect::<Vec<_>>())
 }

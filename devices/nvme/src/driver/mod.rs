@@ -24,7 +24,7 @@ pub use ring::Doorbells;
 pub use task::{Job, Task, Work};
 
 use crate::command::{ALL_NAMESPACES, Command, PAGE, admin, cns, log};
-use crate::registers::{CAP, CLASS};
+use crate::registers::{CAP, CLASS, MAP};
 use ids::QueueIds;
 use shared::Shared;
 use std::sync::Arc;
@@ -71,6 +71,7 @@ impl<I: Io + 'static> Controller<I> {
             return Err(wrong(format!("class code {class:06x}"), "010802, an NVMe controller"));
         }
         config.change_command(PciCommand::MEMORY_SPACE | PciCommand::BUS_MASTER, PciCommand::empty())?;
+        udrv::inspect::describe(&**device, &MAP);
         let capabilities = io.read(CAP)?;
         // A queue of one entry can hold nothing (3.1.1, MQES).
         let usable = capabilities.has_nvm_commands() && capabilities.min_page() == PAGE;

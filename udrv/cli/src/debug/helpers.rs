@@ -72,7 +72,7 @@ fn layout_module() -> String {
         ("SOURCE_INDEX", source::INDEX),
         ("SOURCE_VECTOR", source::VECTOR),
         ("SOURCE_DOMAIN", source::DOMAIN),
-        ("SOURCE_RAISED", source::RAISED),
+        ("SOURCE_TAKEN", source::TAKEN),
         ("SOURCE_DELIVERED", source::DELIVERED),
         ("SOURCE_STORMED", source::STORMED),
         ("SOURCE_MARK", source::MARK),

@@ -2,6 +2,7 @@
 //! print in a shell, the debugger's commands print, since they call them.
 
 pub mod bundle;
+mod crash;
 pub mod irqs;
 pub mod raise;
 mod reach;
@@ -79,6 +80,11 @@ pub fn split(words: &[String]) -> (Option<&str>, &[String]) {
         Some((first, rest)) if first.contains(':') => (Some(first), rest),
         _ => (None, words),
     }
+}
+
+/// Prints something that a device has many of as one JSON object, which says whose they are.
+pub fn say_of<T: serde::Serialize>(found: &Found, device: &DeviceState, what: &str, all: &[T]) -> Result<()> {
+    say(&serde_json::json!({ "pid": found.pid, "address": device.address, what: all }).to_string())
 }
 
 /// Prints a line. That nobody reads on ends the command, and is then no failure.

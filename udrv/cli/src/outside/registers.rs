@@ -1,7 +1,7 @@
 //! `udrv regs`, `udrv poke`.
 
 use super::reach::Reach;
-use super::{Who, device, say, split};
+use super::{Who, device, say, say_of, split};
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
 use udrv_inspect::{DeviceState, Register, Registers};
@@ -49,13 +49,13 @@ pub fn regs(args: &RegsArgs) -> Result<()> {
         let may = register.readable || (register.read_effect && args.force);
         let value = if may { Some(reach.peek(map.region, register.offset, register.width)?) } else { None };
         if args.who.json {
-            all.push(serde_json::json!({ "name": register.name, "offset": register.offset, "width": register.width,
-                "value": value, "bits": value.map(|value| register.decode(value)) }));
+            all.push(serde_json::json!({ "name": register.name, "offset": register.offset,
+                "width_bits": register.width, "value": value, "bits": value.map(|value| register.decode(value)).filter(|bits| !bits.is_empty()) }));
         } else {
             say(&line(register, value))?;
         }
     }
-    if args.who.json { say(&serde_json::Value::from(all).to_string()) } else { Ok(()) }
+    if args.who.json { say_of(&found, device, "registers", &all) } else { Ok(()) }
 }
 
 fn line(register: &Register, value: Option<u64>) -> String {

@@ -1,6 +1,6 @@
 //! `udrv devices`, `udrv dma`, `udrv accesses`.
 
-use super::{Who, device, say, split};
+use super::{Who, device, say, say_of, split};
 use anyhow::Result;
 use clap::Args;
 use udrv_backend::RegionIndex;
@@ -39,24 +39,25 @@ pub fn devices(args: &DevicesArgs) -> Result<()> {
         Some(pid) => vec![find(pid)?],
         None => find_all(),
     };
+    let mut told = Vec::new();
     for found in all {
         for device in &found.snapshot.devices {
             let driver = device.registers.as_ref().map(|registers| registers.driver.as_str());
             let of_it = |slot: u64| slot == device.slot;
             let irqs = found.snapshot.sources.iter().filter(|source| source.device.is_some_and(of_it)).count();
             let buffers = found.snapshot.buffers.iter().filter(|buffer| of_it(buffer.device)).count();
-            say(&if args.json {
-                serde_json::json!({ "pid": found.pid, "address": device.address, "driver": driver,
-                    "registers": device.registers, "irqs": irqs, "buffers": buffers, "is_held": found.snapshot.is_held })
-                .to_string()
+            if args.json {
+                told.push(serde_json::json!({ "pid": found.pid, "address": device.address, "driver": driver,
+                    "registers": device.registers, "irqs": irqs, "buffers": buffers,
+                    "is_held": found.snapshot.is_held }));
             } else {
                 let driver = driver.unwrap_or("a driver without a register map");
                 let (address, pid) = (&device.address, found.pid);
-                format!("{address}  {driver}, process {pid}, {irqs} interrupts, {buffers} DMA buffers")
-            })?;
+                say(&format!("{address}  {driver}, process {pid}, {irqs} interrupts, {buffers} DMA buffers"))?;
+            }
         }
     }
-    Ok(())
+    if args.json { say(&serde_json::json!({ "devices": told }).to_string()) } else { Ok(()) }
 }
 
 pub fn dma(args: &DmaArgs) -> Result<()> {
@@ -64,8 +65,13 @@ pub fn dma(args: &DmaArgs) -> Result<()> {
     let device = device(&found, args.device.as_deref())?;
     let buffers: Vec<_> = found.snapshot.buffers.iter().filter(|buffer| buffer.device == device.slot).collect();
     if args.who.json {
-        return say(&serde_json::to_string(&buffers)?);
+        return say_of(&found, device, "buffers", &buffers);
     }
+    say_buffers(&buffers)
+}
+
+/// A table.
+pub fn say_buffers(buffers: &[&BufferState]) -> Result<()> {
     say(&format!("{:<22} {:>10}  {:<24} owner", "bus address", "bytes", "the device"))?;
     for BufferState { iova, size, length, device_reads, device_writes, owner, .. } in buffers {
         let may = match (device_reads, device_writes) {
@@ -90,7 +96,7 @@ pub fn accesses(args: &AccessesArgs) -> Result<()> {
     let mut all: Vec<_> = found.snapshot.accesses.iter().filter(|access| access.device == device.slot).collect();
     all.drain(..all.len().saturating_sub(most));
     if args.who.json {
-        return say(&serde_json::to_string(&all)?);
+        return say_of(&found, device, "accesses", &all);
     }
     for access in &all {
         say(&access_line(&found.snapshot, access))?;
@@ -106,9 +112,7 @@ pub fn accesses(args: &AccessesArgs) -> Result<()> {
 pub fn access_line(snapshot: &Snapshot, access: &Access) -> String {
     let Access { number, time_ns, thread, region, offset, width, is_write, value, .. } = access;
     let registers = snapshot.device(access.device).and_then(|device| device.registers.as_ref());
-    let register = registers
-        .filter(|map| map.region == *region)
-        .and_then(|map| map.registers.iter().find(|register| register.offset == *offset && register.width == *width));
+    let register = registers.and_then(|map| map.accessed(*region, *offset, *width, *is_write));
     let name = register.map_or_else(|| format!("{offset:#x}"), |register| register.name.clone());
     let bits = register.map(|register| register.decode(*value)).unwrap_or_default();
     let digits = 2 + (*width / 4) as usize;

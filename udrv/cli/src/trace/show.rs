@@ -5,7 +5,7 @@ use anyhow::{Result, bail};
 use serde_json::json;
 use std::io::{IsTerminal as _, Write as _};
 use udrv::debug::trace::{Event, Names, Outcome, Place, Trace, What};
-use udrv_backend::register::RegisterMap;
+use udrv_backend::register::{RegisterInfo, RegisterMap};
 use udrv_backend::{RegionIndex, Width};
 
 pub(super) fn show(args: &ShowArgs) -> Result<()> {
@@ -49,18 +49,20 @@ impl Shown {
         }
         let time = args.from.is_none_or(|from| event.time >= from) && args.to.is_none_or(|to| event.time <= to);
         let access = match event.what {
-            What::Read { region, offset, .. } | What::Write { region, offset, .. } => Some((region, offset)),
+            What::Read { region, offset, .. } => Some((false, region, offset)),
+            What::Write { region, offset, .. } => Some((true, region, offset)),
             _ => None,
         };
         let name = args.register.as_ref().is_none_or(|name| {
-            let found = access.and_then(|(region, offset)| self.map?.find(region, offset));
+            let found = access.and_then(|(is_write, region, offset)| self.find(is_write, region, offset));
             found.is_some_and(|(register, _)| register.name.contains(name.as_str()))
         });
         let range = args.range.is_none_or(|(start, end)| {
-            access
-                .is_some_and(|(region, offset)| region.0 == args.region.unwrap_or(0) && (start..end).contains(&offset))
+            access.is_some_and(|(_, region, offset)| {
+                region.0 == args.region.unwrap_or(0) && (start..end).contains(&offset)
+            })
         });
-        let region = args.region.is_none_or(|wanted| access.is_some_and(|(region, _)| region.0 == wanted));
+        let region = args.region.is_none_or(|wanted| access.is_some_and(|(_, region, _)| region.0 == wanted));
         let irq = matches!(
             event.what,
             What::Irq { .. }
@@ -74,9 +76,20 @@ impl Shown {
         time && name && range && region && (!args.irq || irq)
     }
 
+    fn find(&self, is_write: bool, region: RegionIndex, offset: u64) -> Option<(&'static RegisterInfo, u64)> {
+        let find = if is_write { RegisterMap::find_written } else { RegisterMap::find };
+        find(self.map?, region, offset)
+    }
+
     /// A register's name, and its value in bits. A part of one is named with its place; it has no bits.
-    fn decode(&self, region: RegionIndex, offset: u64, width: Width, value: u64) -> (String, Option<String>) {
-        match self.map.and_then(|map| map.find(region, offset)) {
+    fn decode(
+        &self,
+        is_write: bool,
+        (region, offset): (RegionIndex, u64),
+        width: Width,
+        value: u64,
+    ) -> (String, Option<String>) {
+        match self.find(is_write, region, offset) {
             Some((register, 0)) if width == register.width => {
                 let bits = (!register.bits().is_empty() && value != 0).then(|| register.decode(value));
                 (register.name.to_owned(), bits)
@@ -89,8 +102,9 @@ impl Shown {
     pub(super) fn text(&self, event: &Event) -> String {
         let paint =
             |code: &str, text: &str| if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() };
-        let access = |kind: &str, region, offset, width: Width, value, outcome| {
-            let (name, bits) = self.decode(region, offset, width, value);
+        let access = |is_write, region: RegionIndex, offset, width: Width, value, outcome| {
+            let (name, bits) = self.decode(is_write, (region, offset), width, value);
+            let kind = if is_write { paint("36", "write") } else { "read ".into() };
             let bits = bits.map(|bits| format!("  {bits}")).unwrap_or_default();
             let value = match outcome {
                 Outcome::Done => format!("{value:#0digits$x}{bits}", digits = 2 + 2 * width.bytes() as usize),
@@ -101,10 +115,10 @@ impl Shown {
         };
         let what = match &event.what {
             What::Read { region, offset, width, value, outcome } => {
-                access("read ", *region, *offset, *width, *value, *outcome)
+                access(false, *region, *offset, *width, *value, *outcome)
             }
             What::Write { region, offset, width, value, outcome } => {
-                access(&paint("36", "write"), *region, *offset, *width, *value, *outcome)
+                access(true, *region, *offset, *width, *value, *outcome)
             }
             What::Irq { index, vector, count } => {
                 paint("33", &format!("irq   {index} vector {vector}, {count} signals"))
@@ -141,23 +155,24 @@ impl Shown {
     }
 
     pub(super) fn json(&self, event: &Event) -> serde_json::Value {
-        let access = |kind, region: RegionIndex, offset, width: Width, value: u64, outcome| {
-            let (name, bits) = self.decode(region, offset, width, value);
+        let access = |is_write, region: RegionIndex, offset, width: Width, value: u64, outcome| {
+            let (name, bits) = self.decode(is_write, (region, offset), width, value);
+            let kind = if is_write { "write" } else { "read" };
             let (done, errno) = match outcome {
                 Outcome::Done => (true, None),
                 Outcome::Unfinished => (false, None),
                 Outcome::Failed(errno) => (false, Some(errno)),
             };
-            json!({ "kind": kind, "region": region.0, "offset": offset, "width": width.bytes() * 8, "value": value,
+            json!({ "kind": kind, "region": region.0, "offset": offset, "width_bits": width.bytes() * 8, "value": value,
                 "register": name, "bits": bits, "done": done, "errno": errno })
         };
         let placed = |kind, domain: &u64, at: Place| json!({ "kind": kind, "domain": domain, "file": self.names.file(at), "line": at.line });
         let mut object = match &event.what {
             What::Read { region, offset, width, value, outcome } => {
-                access("read", *region, *offset, *width, *value, *outcome)
+                access(false, *region, *offset, *width, *value, *outcome)
             }
             What::Write { region, offset, width, value, outcome } => {
-                access("write", *region, *offset, *width, *value, *outcome)
+                access(true, *region, *offset, *width, *value, *outcome)
             }
             What::Irq { index, vector, count } => {
                 json!({ "kind": "irq", "index": index.0, "vector": vector, "signals": count })
@@ -170,25 +185,25 @@ impl Shown {
                 json!({ "kind": "mask", "index": index.0, "vector": vector, "masked": masked })
             }
             What::Map { iova, size, outcome } => {
-                json!({ "kind": "map", "iova": iova, "size": size, "done": *outcome == Outcome::Done })
+                json!({ "kind": "map", "iova": iova, "size_bytes": size, "done": *outcome == Outcome::Done })
             }
-            What::Unmap { iova, size } => json!({ "kind": "unmap", "iova": iova, "size": size }),
+            What::Unmap { iova, size } => json!({ "kind": "unmap", "iova": iova, "size_bytes": size }),
             What::Data { iova, bytes } => json!({ "kind": "data", "iova": iova, "bytes": bytes }),
             What::Reset => json!({ "kind": "reset" }),
-            What::SectionBegin { domain, at } => placed("irqs-off", domain, *at),
-            What::SectionEnd { domain } => json!({ "kind": "irqs-on", "domain": domain }),
+            What::SectionBegin { domain, at } => placed("irqs_off", domain, *at),
+            What::SectionEnd { domain } => json!({ "kind": "irqs_on", "domain": domain }),
             What::HandlerBegin { index, vector } => json!({ "kind": "handler", "index": index.0, "vector": vector }),
             What::HandlerEnd { index, vector, handled } => {
                 json!({ "kind": "handled", "index": index.0, "vector": vector, "handled": handled })
             }
             What::ThreadedBegin { index, vector } => json!({ "kind": "threaded", "index": index.0, "vector": vector }),
             What::ThreadedEnd { index, vector } => {
-                json!({ "kind": "threaded-end", "index": index.0, "vector": vector })
+                json!({ "kind": "threaded_end", "index": index.0, "vector": vector })
             }
-            What::BottomHalfBegin { domain, at } => placed("bottom-half", domain, *at),
-            What::BottomHalfEnd { domain } => json!({ "kind": "bottom-half-end", "domain": domain }),
-            What::Lend { iova, size } => json!({ "kind": "lend", "iova": iova, "size": size }),
-            What::Return { iova, size } => json!({ "kind": "return", "iova": iova, "size": size }),
+            What::BottomHalfBegin { domain, at } => placed("bottom_half", domain, *at),
+            What::BottomHalfEnd { domain } => json!({ "kind": "bottom_half_end", "domain": domain }),
+            What::Lend { iova, size } => json!({ "kind": "lend", "iova": iova, "size_bytes": size }),
+            What::Return { iova, size } => json!({ "kind": "return", "iova": iova, "size_bytes": size }),
             What::Thread { name } => json!({ "kind": "thread", "name": name }),
             What::File { file, start, bytes } => {
                 json!({ "kind": "file", "file": file, "start": start, "name": String::from_utf8_lossy(bytes) })
@@ -196,7 +211,7 @@ impl Shown {
         };
         if let Some(fields) = object.as_object_mut() {
             fields.insert("number".into(), event.number.into());
-            fields.insert("time".into(), event.time.as_secs_f64().into());
+            fields.insert("time_s".into(), event.time.as_secs_f64().into());
             fields.insert("thread".into(), self.names.thread(event.thread).into());
         }
         object

@@ -15,7 +15,7 @@ pub fn run(args: &ListArgs) -> Result<()> {
     let devices = Host::new()?.list()?;
     let mut out = BufWriter::new(std::io::stdout().lock());
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&devices)?)?;
+        writeln!(out, "{}", serde_json::to_string_pretty(&serde_json::json!({ "devices": devices }))?)?;
     } else if devices.is_empty() {
         writeln!(out, "no USB bus on this machine")?;
     } else {

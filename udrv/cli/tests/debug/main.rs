@@ -120,7 +120,7 @@ fn devices_and_dma_are_those_of_the_driver(debugger: Debugger) {
 fn unknown_register_is_refused_with_those_there_are(debugger: Debugger) {
     let Some(served) = Served::start(debugger) else { return };
     let said = served.debug_edu_badly(&["udrv break-on-write 0x60", "run", "udrv regs dma", "kill"]);
-    assert!(said.contains("edu has more than one register like `dma`: expected one of identification,"), "{said}");
+    assert!(said.contains("edu has several registers like `dma`: DMA source address (0x80), "), "{said}");
     let said = served.debug_edu(&["udrv break-on-write dma", "run", "kill"]);
     assert!(said.contains("udrv: `dma` is more than one: expected one of identification,"), "{said}");
 }

@@ -202,7 +202,9 @@ impl Script {
                 What::Irq { index, vector, count } => {
                     let vector = (index.0, *vector);
                     match self.triggers.get(&vector) {
-                        Some(sink) => sink.signal(*count),
+                        Some(sink) => {
+                            sink.signal(*count);
+                        }
                         // For when it is armed: the driver may do that later than then.
                         None => drop(self.held.insert(vector)),
                     }

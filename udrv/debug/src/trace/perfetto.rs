@@ -56,8 +56,10 @@ impl Document<'_> {
         let at = micros(event);
         match &event.what {
             What::Read { region, offset, value, .. } | What::Write { region, offset, value, .. } => {
-                let kind = if matches!(event.what, What::Read { .. }) { "read" } else { "write" };
-                let register = self.map.and_then(|map| map.find(*region, *offset)).map(|(register, _)| register);
+                let is_write = matches!(event.what, What::Write { .. });
+                let (kind, find): (_, fn(&_, _, _) -> _) =
+                    if is_write { ("write", RegisterMap::find_written) } else { ("read", RegisterMap::find) };
+                let register = self.map.and_then(|map| find(map, *region, *offset)).map(|(register, _)| register);
                 let name = register.map_or_else(|| format!("{offset:#x}"), |register| register.name.to_owned());
                 let decoded = register.map_or_else(|| format!("{value:#x}"), |register| register.decode(*value));
                 let args = json!({ "value": format!("{value:#x}"), "bits": decoded, "number": event.number,
