@@ -1,7 +1,7 @@
 #!/bin/bash
 # The sound driver on QEMU's usb-audio, which writes what it plays into a WAV file: what was played is in it, sample for sample. It only
 # plays, so capturing is shown on our model, imported by the kernel over USB/IP.
-# deadline: 300
+# deadline: 400
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/lib-usb.sh"
 
@@ -33,7 +33,7 @@ echo "# another has it"
 alternate_is_set() { [ "$(cat "/sys/bus/usb/devices/$port:1.1/bAlternateSetting")" -eq 1 ]; }
 "$UDRV" run usb-audio --device "usb:$port" tone --seconds 60 2>/tmp/log1 &
 driver=$!
-within 40 alternate_is_set
+within 90 alternate_is_set
 if "$UDRV" run usb-audio --device "usb:$port" play /tmp/played.wav 2>/tmp/log; then fail "two drivers at a time"; fi
 grep -q "usb:$port" /tmp/log || fail "not told which: $(cat /tmp/log)"
 kill -TERM "$driver"
