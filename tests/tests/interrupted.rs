@@ -155,8 +155,8 @@ impl Running {
         Self { domain, irq, end, finished, runner }
     }
 
-    /// What waits for the handler's end waits so long, and no longer.
-    fn is_waited_for_by(self, what: impl FnOnce(&IrqDomain, Registration) + Send + 'static) {
+    /// `what` waits for the handler's end, and no longer.
+    fn hold_up(self, what: impl FnOnce(&IrqDomain, Registration) + Send + 'static) {
         let Self { domain, irq, end, finished, runner } = self;
         let ended = Arc::clone(&finished);
         let waiting = std::thread::spawn(move || {
@@ -174,16 +174,16 @@ impl Running {
 fn section_disable_and_drop_wait_for_a_running_handler() {
     storm();
     for delivery in DELIVERIES {
-        Running::new(delivery).is_waited_for_by(|domain, irq| {
+        Running::new(delivery).hold_up(|domain, irq| {
             domain.off(|_| {});
             // Until the end: dropping it would wait, too.
             std::mem::forget(irq);
         });
-        Running::new(delivery).is_waited_for_by(|_, irq| {
+        Running::new(delivery).hold_up(|_, irq| {
             irq.disable().expect("disabled");
             std::mem::forget(irq);
         });
-        Running::new(delivery).is_waited_for_by(|_, irq| drop(irq));
+        Running::new(delivery).hold_up(|_, irq| drop(irq));
     }
 }
 
@@ -212,7 +212,7 @@ fn threaded_half_waits_for_its_interrupt_and_drop_for_the_half() {
 }
 
 #[test]
-fn bottom_half_is_waited_for_by_its_drop() {
+fn bottom_half_hold_up_its_drop() {
     storm();
     for delivery in DELIVERIES {
         let domain = IrqDomain::new(delivery).expect("a domain");

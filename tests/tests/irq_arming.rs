@@ -18,6 +18,8 @@ fn refusal() -> Error {
     Error::NotSupported { what: "arming now", by: "a test".into() }
 }
 
+type Answer = Box<dyn FnMut() -> Result<()> + Send>;
+
 /// An answer that refuses once, and then no more.
 fn refusing_once() -> impl FnMut() -> Result<()> + Send {
     let mut left = 1;
@@ -46,7 +48,7 @@ fn assert_delivers(device: &Lines, domain: &IrqDomain, runs: &AtomicU64) {
 #[test]
 fn line_whose_arming_fails_while_a_second_handler_registers_is_armed_by_the_second() {
     // Before the line has its trigger, and when it has it already.
-    let places: [fn(&Lines, Box<dyn FnMut() -> Result<()> + Send>); 2] = [Lines::on_arming, Lines::on_unmasking];
+    let places: [fn(&Lines, Answer); 2] = [Lines::on_arming, Lines::on_unmasking];
     for (place, delivery) in places.into_iter().flat_map(|place| DELIVERIES.map(|delivery| (place, delivery))) {
         let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
         // As a client before us may have left it.

@@ -28,8 +28,7 @@ pub unsafe extern "C" fn ioctl(fd: libc::c_int, request: libc::c_ulong, argument
     if request == SET_IRQS
         && PASSED.fetch_update(Ordering::SeqCst, Ordering::SeqCst, counted).is_ok_and(|left| left == 0)
     {
-        // SAFETY: errno is this thread's own.
-        unsafe { *libc::__errno_location() = libc::ENOSPC };
+        nix::errno::Errno::ENOSPC.set();
         return -1;
     }
     // SAFETY: as the caller promises.
