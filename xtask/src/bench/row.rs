@@ -2,7 +2,7 @@
 
 use crate::vm;
 use anyhow::{Context as _, Result};
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 /// Which way the ratio is held to its goal.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -108,7 +108,10 @@ fn plot(rows: &[Row]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"980\" height=\"{height}\" font-family=\"sans-serif\" \
          font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
     );
-    let mut line = |text: String| drop(writeln!(svg, "{text}"));
+    let mut line = |text: String| {
+        svg.push_str(&text);
+        svg.push('\n');
+    };
     for ratio in [0.1, 1.0, 2.0, 5.0, 10.0, 20.0] {
         let x = at(ratio);
         line(format!("<line x1=\"{x}\" x2=\"{x}\" y1=\"20\" y2=\"{height}\" stroke=\"#ccc\"/>"));
