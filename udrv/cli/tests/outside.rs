@@ -3,7 +3,8 @@
 mod driven;
 
 use driven::{Driven, until};
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use stub_driver::serve::{DeviceServer, Export};
