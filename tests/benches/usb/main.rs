@@ -58,8 +58,8 @@ fn on_node(node: &Node) -> Vec<Measure<'_>> {
     ]
 }
 
-fn on_disk(disk: &Disk) -> Vec<Measure<'_>> {
-    let read = |peer, goal, theirs: Box<dyn FnMut() -> f64 + '_>| Measure {
+fn on_disk<'a>(disk: &'a Disk) -> Vec<Measure<'a>> {
+    let read = |peer, goal, theirs: Box<dyn FnMut() -> f64 + 'a>| Measure {
         name: "sequential read of the image",
         unit: "MB/s",
         peer,
