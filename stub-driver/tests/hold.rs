@@ -8,6 +8,7 @@ use nix::unistd::{Pid, geteuid};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdout, Command as Program, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -53,6 +54,8 @@ impl Held {
             .env("UDRV_TEST_SOCKET", folder.join("it.sock"))
             .env("UDRV_TEST_CLIENT", what)
             .stdout(Stdio::piped())
+            // Not ours: a group with a member that stands is sent SIGHUP when its leader's parent ends.
+            .process_group(0)
             .spawn()
             .expect("started");
         let output = BufReader::new(child.stdout.take().expect("its output"));

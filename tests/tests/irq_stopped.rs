@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -101,6 +102,8 @@ impl Stopped {
             .env("UDRV_TEST_DELIVERY", format!("{delivery:?}"))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // Not ours: a group with a member that stands is sent SIGHUP when its leader's parent ends.
+            .process_group(0)
             .spawn()
             .expect("started");
         let output = BufReader::new(child.stdout.take().expect("its output"));

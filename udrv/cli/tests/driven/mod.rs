@@ -1,6 +1,7 @@
 //! A driver in a process of its own, whose device is served from the test's.
 
 use std::io::{BufRead as _, BufReader};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -54,6 +55,8 @@ impl Driven {
             .args(driver)
             .args(["--device", &address])
             .stdout(Stdio::piped())
+            // Not ours: a group with a member that stands is sent SIGHUP when its leader's parent ends.
+            .process_group(0)
             .spawn()
             .expect("started");
         let output = BufReader::new(child.stdout.take().expect("its output"));
