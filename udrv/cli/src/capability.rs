@@ -52,7 +52,7 @@ impl<'a> Space<'a> {
             return Ok(Some(format!("I/O ports at {:#x}", low & !3)));
         }
         let high = if is_64_bit(low) && index < 5 { raw(index + 1)? << 32 } else { 0 };
-        let width = if is_64_bit(low) { "address_64_bit" } else { "32-bit" };
+        let width = if is_64_bit(low) { "64-bit" } else { "32-bit" };
         let kind = if low & 8 != 0 { "prefetchable " } else { "" };
         Ok(Some(format!("{width} {kind}memory at {:#x}", high | (low & !0xf))))
     }
