@@ -119,7 +119,7 @@ use std::sync::Arc;
 use sync::{Barrier, MUTANT, Mutant};
 
 /// Preemptions that a schedule may have: one more takes minutes, and found nothing.
-const TWO_THREADS: Option<usize> = Some(4);
+const TWO_THREADS: Option<usize> = Some(3);
 /// As above.
 const THREE_THREADS: Option<usize> = Some(2);
 
