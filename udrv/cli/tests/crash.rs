@@ -129,7 +129,7 @@ fn shows_the_crash(left: &Left, why: &str) {
     let said = inspect(&left.bundle, &["--core", core, "--gdb"], "udrv regs\nudrv trace\nudrv irqs\nquit\n");
     // Before gdb, and in it.
     assert_eq!(said.matches(FIRST_REGISTER).count(), 2, "{said}");
-    assert_eq!(said.matches("read  BAR0 identification           0x010000ed").count(), 2, "{said}");
+    assert_eq!(said.matches("read  BAR0 ").count(), 2, "{said}");
     assert_eq!(said.matches("no interrupt has a handler").count(), 2, "{said}");
     assert!(said.contains("crash::goes_wrong ("), "{said}");
 }
