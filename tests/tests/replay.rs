@@ -128,6 +128,24 @@ fn two_threads_that_read_one_register_each_get_what_was_recorded_of_it() {
 }
 
 #[test]
+fn handlers_may_run_later_than_recorded() {
+    let recording = Recording::of("handlers", |_| {});
+    let mut trace = Trace::open(&recording.0).expect("a trace");
+    let (region, width, outcome, index, vector) = (BAR0, Width::Bits32, Outcome::Done, IrqIndex::MSI, 0);
+    let write_of = |value| What::Write { region, offset: LIVENESS, width, value, outcome };
+    let begin = What::HandlerBegin { index, vector };
+    let run = [begin, write_of(7), What::HandlerEnd { index, vector, handled: true }];
+    let events = [write_of(1)].into_iter().chain(run).chain([write_of(2)]).enumerate();
+    let event = |(number, what)| Event { number: number as u64, time: std::time::Duration::ZERO, thread: 1, what };
+    trace.events = events.map(event).collect();
+    let replay = Replay::new(trace, "replay:handlers".into());
+    for value in [1, 2, 7] {
+        write(&replay, LIVENESS, value).expect("written");
+    }
+    assert_eq!(replay.left(), 0);
+}
+
+#[test]
 fn regions_may_be_accessed_in_another_order() {
     let config = |device: &dyn udrv_backend::Backend| device.read(RegionIndex::CONFIG, 0, Width::Bits16);
     let recording = Recording::of("regions", |device| {

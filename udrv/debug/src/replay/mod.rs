@@ -6,6 +6,7 @@
 //! * Access one region earlier or later than another: order is kept in a region, not between them.
 //! * Let another thread do it: order is kept in what each recorded thread did, whichever threads do it now. Where it could
 //!   be what either of two recorded threads did next, it is that of which this thread has done something before.
+//! * Run handlers on another thread, or later: what they do is in an order of its own, if the recording says what that is.
 //! * Map memory, and arm, mask and disarm interrupts, earlier or later.
 //!
 //! Everything else is a divergence: the access fails with [`Error::Protocol`], which says what was expected, what came,

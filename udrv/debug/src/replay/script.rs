@@ -1,6 +1,6 @@
 //! How far a recording has been played.
 
-use crate::trace::{Event, Outcome, Trace, What};
+use crate::trace::{Actor, Actors, Event, Outcome, Trace, What};
 use crate::watch::Watch;
 use std::backtrace::Backtrace;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -56,10 +56,10 @@ pub(super) struct Script {
     repeats: Vec<bool>,
     /// The first that is neither done nor a poll that may be left out.
     cursor: usize,
-    /// Accesses that are not done, by recorded thread and region, in order.
-    streams: BTreeMap<(u32, u32), VecDeque<usize>>,
+    /// Accesses that are not done, by who made them and region, in order.
+    streams: BTreeMap<(Actor, u32), VecDeque<usize>>,
     /// Which thread does now what a recorded one did: the first that did something of it.
-    owners: HashMap<u32, ThreadId>,
+    owners: HashMap<Actor, ThreadId>,
     /// What each thread read last, while it has made no other access to that region.
     last: HashMap<(ThreadId, u32), (Access, u64)>,
     recent: VecDeque<String>,
@@ -75,10 +75,12 @@ impl Script {
         let events = trace.events;
         let mut streams: BTreeMap<_, VecDeque<usize>> = BTreeMap::new();
         let mut repeats = vec![false; events.len()];
-        let mut before: BTreeMap<(u32, u32), Access> = BTreeMap::new();
+        let mut before: BTreeMap<(Actor, u32), Access> = BTreeMap::new();
+        let mut actors = Actors::default();
         for ((index, event), repeat) in events.iter().enumerate().zip(&mut repeats) {
+            let actor = actors.of(event);
             let Some((access, ..)) = Access::recorded(event) else { continue };
-            let key = (event.thread, access.region.0);
+            let key = (actor, access.region.0);
             *repeat = access.written.is_none() && before.insert(key, access) == Some(access);
             streams.entry(key).or_default().push_back(index);
         }
@@ -118,7 +120,10 @@ impl Script {
                 _ => Err(self.diverge(&access)),
             };
         };
-        self.owners.entry(stream.0).or_insert(key.0);
+        // Handlers are nobody's: they run on whichever thread delivers.
+        if stream.0 != Actor::Handlers {
+            self.owners.entry(stream.0).or_insert(key.0);
+        }
         let made: Vec<usize> =
             self.streams.get_mut(&stream).map(|indices| indices.drain(..=skipped).collect()).unwrap_or_default();
         for index in &made {
@@ -147,9 +152,9 @@ impl Script {
     /// The recorded access that this is: the earliest of those that are next in what a thread did to the region, and how
     /// many polls before it are left out. What another thread of now has begun is left to it if possible: two threads may be
     /// about to read the same register.
-    fn find(&self, access: &Access) -> Option<((u32, u32), usize)> {
+    fn find(&self, access: &Access) -> Option<((Actor, u32), usize)> {
         let me = std::thread::current().id();
-        let in_stream = |(key, stream): (&(u32, u32), &VecDeque<usize>)| {
+        let in_stream = |(key, stream): (&(Actor, u32), &VecDeque<usize>)| {
             for (skipped, index) in stream.iter().enumerate() {
                 let recorded = Access::recorded(self.events.get(*index)?)?;
                 if access.is(&recorded) {
@@ -162,7 +167,7 @@ impl Script {
             None
         };
         let found = self.streams.iter().filter(|((_, region), _)| *region == access.region.0).filter_map(in_stream);
-        let is_anothers = |thread: u32| self.owners.get(&thread).is_some_and(|owner| *owner != me);
+        let is_anothers = |actor: Actor| self.owners.get(&actor).is_some_and(|owner| *owner != me);
         found.min_by_key(|(index, key, _)| (is_anothers(key.0), *index)).map(|(_, key, skipped)| (key, skipped))
     }
 

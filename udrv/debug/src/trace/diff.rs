@@ -7,7 +7,7 @@
 //! driver first writes it is the last driver's. In such a register bits that were then different may stay so, until they are
 //! written alike. A register that is only read is compared from the beginning.
 
-use super::event::{Event, Outcome, What};
+use super::event::{Actors, Event, Outcome, What};
 use super::read::Trace;
 use std::collections::{BTreeMap, BTreeSet};
 use udrv_backend::{RegionIndex, Width};
@@ -21,8 +21,9 @@ pub struct Divergence {
     pub second: Option<Event>,
 }
 
-/// Compares what each thread did to each region. Threads are matched by the order in which they appear; of reads of one
-/// register that follow each other, which is how a driver polls, only the last counts. Times do not matter.
+/// Compares what each thread, and handlers on whichever, did to each region. Threads are matched by the order in which they
+/// appear; of reads of one register that follow each other, which is how a driver polls, only the last counts. Times do not
+/// matter.
 #[must_use]
 pub fn diff(first: &Trace, second: &Trace) -> Option<Divergence> {
     let (first, second) = (streams(first), streams(second));
@@ -103,16 +104,18 @@ impl Left {
     }
 }
 
-/// By thread, in the order in which they appear, and region.
+/// By who made them, in the order in which they appear, and region.
 fn streams(trace: &Trace) -> BTreeMap<(usize, RegionIndex), Vec<Access<'_>>> {
-    let mut threads = Vec::new();
+    let (mut seen, mut actors) = (Vec::new(), Actors::default());
     let mut streams: BTreeMap<_, Vec<Access<'_>>> = BTreeMap::new();
-    for access in trace.events.iter().filter_map(Access::of) {
-        let thread = threads.iter().position(|thread| *thread == access.event.thread).unwrap_or_else(|| {
-            threads.push(access.event.thread);
-            threads.len() - 1
+    for event in &trace.events {
+        let actor = actors.of(event);
+        let Some(access) = Access::of(event) else { continue };
+        let number = seen.iter().position(|one| *one == actor).unwrap_or_else(|| {
+            seen.push(actor);
+            seen.len() - 1
         });
-        let stream = streams.entry((thread, access.place.0)).or_default();
+        let stream = streams.entry((number, access.place.0)).or_default();
         let polled = |last: &Access<'_>| !last.is_write && last.place == access.place;
         if !access.is_write && stream.last().is_some_and(polled) {
             stream.pop();

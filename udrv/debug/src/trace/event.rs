@@ -231,6 +231,30 @@ pub struct Event {
     pub what: What,
 }
 
+/// Who made an access, for who compares the order of accesses: a thread, or handlers, which run one after the other on
+/// whichever thread is there to deliver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Actor {
+    Handlers,
+    Thread(u32),
+}
+
+/// Which threads are in a handler, as the events go by.
+#[derive(Default)]
+pub(crate) struct Actors(std::collections::BTreeSet<u32>);
+
+impl Actors {
+    /// Of an event, to be asked of each in its turn.
+    pub(crate) fn of(&mut self, event: &Event) -> Actor {
+        match event.what {
+            What::HandlerBegin { .. } => drop(self.0.insert(event.thread)),
+            What::HandlerEnd { .. } => drop(self.0.remove(&event.thread)),
+            _ => {}
+        }
+        if self.0.contains(&event.thread) { Actor::Handlers } else { Actor::Thread(event.thread) }
+    }
+}
+
 /// What kind of event it is; numbers are the file's, and never used again for another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

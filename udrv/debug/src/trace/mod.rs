@@ -17,6 +17,7 @@ mod ticks;
 
 pub use describe::{Description, DmaDescription, Identity};
 pub use diff::{Divergence, diff};
+pub(crate) use event::{Actor, Actors};
 pub use event::{Event, Outcome, Place, What};
 pub use minimise::{Progress, minimise};
 pub use names::Names;
