@@ -1,6 +1,6 @@
 //! What strangers send, into every decoder of it: a device's descriptors, a USB/IP client's commands, a vfio-user peer's
-//! messages, a recording's file. Whatever the bytes are, a decoder gives a value or an error, and the value keeps the decoder's promises; a
-//! panic, an overflow or a broken promise is a finding.
+//! messages, a recording's file. Whatever the bytes are, a decoder gives a value or an error, and the value keeps the decoder's
+//! promises; a panic, an overflow or a broken promise is a finding.
 //!
 //! `cargo xtask fuzz [TARGET] [--seconds N]` lets libFuzzer choose the bytes, beginning with `corpus/TARGET`. An input that
 //! once broke something goes there, and `cargo test` runs them all for ever.

@@ -1,8 +1,9 @@
 //! Devices on this machine's buses, through libusb and the kernel's usbfs.
 //!
 //! rusb finds, opens, claims and attaches; transfers go through libusb's asynchronous interface (`transfer.rs`, `flight.rs`;
-//! unsafe there, in `mapping.rs`, `pollfds.rs` and `custody.rs`). libusb's descriptors are in the loop of this process's USB thread, and what it completes is told after
-//! it has returned, when none of its locks is held: so a completion or a hotplug event may open, close and submit.
+//! unsafe there, in `mapping.rs`, `pollfds.rs` and `custody.rs`). libusb's descriptors are in the loop of this process's USB
+//! thread, and what it completes is told after it has returned, when none of its locks is held: so a completion or a hotplug
+//! event may open, close and submit.
 
 mod address;
 mod custody;
