@@ -23,6 +23,8 @@ struct Lies {
     completion: Option<Completion>,
     /// Aborts are not answered.
     ignores_aborts: bool,
+    /// The opcode of admin commands that are for a queue that cannot be.
+    refuses: Option<u32>,
 }
 
 /// Changes Dwords 0 to 3 of a completion.
@@ -45,6 +47,7 @@ struct Liar {
     honest: NvmeModel,
     lies: Arc<Mutex<Lies>>,
     aborts: Arc<AtomicU32>,
+    configured: Arc<AtomicU32>,
     admin: Queue,
     io: Queue,
 }
@@ -64,6 +67,10 @@ impl Liar {
             dwords.iter_mut().zip(bytes.chunks_exact(4)).for_each(|(dword, bytes)| {
                 *dword = u32::from_le_bytes(bytes.try_into().expect("four bytes"));
             });
+            if self.lies().refuses == Some(dwords[0] & 0xff) {
+                bus.write(self.admin.commands + 64 * (self.admin.done % 32) + 40, &[0; 2])
+                    .expect("the queue is mapped");
+            }
             self.admin.done += 1;
             if dwords[0] & 0xff == 0x05 {
                 let base = u64::from(dwords[6]) | u64::from(dwords[7]) << 32;
@@ -118,7 +125,10 @@ impl DeviceModel for Liar {
     }
     fn write(&mut self, bar: u32, offset: u64, width: Width, value: u64, bus: &mut Bus<'_>) {
         match offset {
-            0x14 => self.admin.done = 0,
+            0x14 => {
+                self.configured.fetch_add(1, Ordering::SeqCst);
+                self.admin.done = 0;
+            }
             0x28 => self.admin.commands = value,
             0x1000 => {
                 let (commands, passed_on) = self.watch(value, bus);
@@ -153,20 +163,29 @@ struct Rig {
     lies: Arc<Mutex<Lies>>,
     faults: Arc<Faults>,
     aborts: Arc<AtomicU32>,
+    /// Writes to CC.
+    configured: Arc<AtomicU32>,
 }
 
 impl Rig {
     fn new(lies: Lies) -> Self {
-        let (lies, faults, aborts) = (Arc::new(Mutex::new(lies)), Arc::<Faults>::default(), Arc::default());
+        let (lies, faults, aborts) =
+            (Arc::new(Mutex::new(lies)), Arc::<Faults>::default(), Arc::<AtomicU32>::default());
+        let configured = Arc::<AtomicU32>::default();
         let honest = NvmeModel::new(vec![Backing::memory(1 << 20, 4096).expect("memory")], Arc::clone(&faults));
         let (admin, io) = (Queue::default(), Queue::default());
-        let liar = Liar { honest, lies: Arc::clone(&lies), aborts: Arc::clone(&aborts), admin, io };
-        Self { device: Arc::new(ModelBackend::new("liar", liar)), lies, faults, aborts }
+        let [told, counted] = [&aborts, &configured].map(Arc::clone);
+        let liar = Liar { honest, lies: Arc::clone(&lies), aborts: told, configured: counted, admin, io };
+        Self { device: Arc::new(ModelBackend::new("liar", liar)), lies, faults, aborts, configured }
     }
 
     fn attach(&self) -> Result<Controller> {
+        self.attach_with(1)
+    }
+
+    fn attach_with(&self, queues: u16) -> Result<Controller> {
         let irqs = IrqDomain::new(Delivery::Thread)?;
-        Controller::attach(&self.device, Window::open(&self.device, RegionIndex::BAR0)?, &irqs, 1)
+        Controller::attach(&self.device, Window::open(&self.device, RegionIndex::BAR0)?, &irqs, queues)
     }
 
     fn set(&self, lies: Lies) {
@@ -199,6 +218,25 @@ fn queue_of_the_fewest_entries_takes_one_command_at_a_time() {
     let namespace = controller.namespace(1).expect("a namespace");
     let mut queue = queue(&mut controller, Wait::Polled);
     queue.write(&namespace, 0, &[3; 8192]).expect("written");
+}
+
+#[test]
+fn queue_that_the_controller_refuses_disturbs_no_other() {
+    let rig = Rig::new(Lies::default());
+    let mut controller = rig.attach_with(2).expect("attached");
+    let namespace = controller.namespace(1).expect("a namespace");
+    let mut other = queue(&mut controller, Wait::Polled);
+    let configured = rig.configured.load(Ordering::SeqCst);
+    for create in [0x05, 0x01] {
+        rig.set(Lies { refuses: Some(create), ..Lies::default() });
+        let config = QueueConfig { depth: 4, wait: Wait::Polled, timeout: Duration::from_millis(50) };
+        let error = controller.io_queue(config).map(drop).expect_err("refused");
+        assert!(Outcome::of(&error).is_some(), "{error}");
+        rig.set(Lies::default());
+        other.read(&namespace, 0, &mut [0; 4096]).expect("read");
+        drop(controller.io_queue(config).expect("the same number, again"));
+    }
+    assert_eq!(rig.configured.load(Ordering::SeqCst), configured, "the controller was reset");
 }
 
 /// Every status and every limit that a page can claim, and pages of every one byte.

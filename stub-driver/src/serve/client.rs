@@ -88,8 +88,8 @@ impl Client {
         } else {
             return;
         };
-        let map = held.or(state.devices.first()).and_then(|device| device.registers.clone());
-        let map = map.or_else(|| map_before(&self.page.as_ref()?.file));
+        let map = held.and_then(|device| device.registers.clone());
+        let map = map.or_else(|| map_before(&self.page.as_ref()?.file, socket));
         let registers = map.map(|map| dump(device, &map)).unwrap_or_default();
         let (program, address) = (self.program.as_deref(), device.info().address.as_str());
         let bundle = Bundle {
@@ -113,17 +113,27 @@ impl Client {
 }
 
 fn is_served_at(device: &DeviceState, socket: &Path) -> bool {
-    let path = device.address.strip_prefix("unix:").map(Path::new);
+    is_at(&device.address, socket)
+}
+
+fn is_at(address: &str, socket: &Path) -> bool {
+    let path = address.strip_prefix("unix:").map(Path::new);
     path.is_some_and(|path| path == socket || path.file_name() == socket.file_name())
 }
 
 /// The registers of a device that is not shown any more, since a panic dropped its driver: a slot that is free keeps what it had.
-fn map_before(page: &File) -> Option<Registers> {
+fn map_before(page: &File, socket: &Path) -> Option<Registers> {
     let word = |at: usize| {
         let mut raw = [0; 8];
         page.read_exact_at(&mut raw, at as u64 * 8).ok().map(|()| u64::from_le_bytes(raw))
     };
     (0..DEVICES.count).map(|slot| DEVICES.at(slot)).find_map(|slot| {
+        let mut address = vec![0; device::ADDRESS_ROOM];
+        page.read_exact_at(&mut address, (slot + device::ADDRESS) as u64 * 8).ok()?;
+        let address = address.split(|byte| *byte == 0).next().and_then(|text| std::str::from_utf8(text).ok())?;
+        if !is_at(address, socket) {
+            return None;
+        }
         let (place, length) = (word(slot + device::MAP)?, word(slot + device::MAP_LENGTH)?);
         let length = usize::try_from(length).ok().filter(|length| *length <= TEXT.count * 8)?;
         let mut bytes = vec![0; length];

@@ -44,9 +44,12 @@ pub(super) fn set(
 
 /// One descriptor a vector, or none at all, which takes away what the range had.
 fn assign(device: &dyn Backend, hold: &Hold, request: &DeviceSetIrqs<'_>, fds: &[OwnedFd]) -> Result<(), Refusal> {
-    // Whatever the device, software included: writing to any other file may wait for the client.
+    // Whatever the device, software included: writing to any other file may wait for the client. To a pipe as well, while its
+    // reader's own memory is not there (a page of a file system of the client's), whatever O_NONBLOCK says.
     for fd in fds {
-        SignalKind::of(fd.as_fd()).map_err(|error| Refusal::invalid(error.to_string()))?;
+        if SignalKind::of(fd.as_fd()).map_err(|error| Refusal::invalid(error.to_string()))? == SignalKind::Pipe {
+            return Err(Refusal::invalid("a pipe, where an eventfd or a Unix socket is expected"));
+        }
     }
     let triggers: Vec<Option<Trigger<'_>>> = if fds.is_empty() {
         vec![None; request.count as usize]

@@ -88,7 +88,13 @@ impl Direct {
         // Full, by a peer that wrote as much as goes in: then the reader does not sleep, and this would.
         if poll(&mut writable, 0u8).is_ok_and(|ready| ready > 0) {
             self.nudges.fetch_add(1, Ordering::AcqRel);
-            let _written = nix::unistd::write(&self.fd, &NUDGE.to_ne_bytes());
+            // That 1 has room does not say that this has, and the reader may not be there to make some.
+            let flags = fcntl(&self.fd, FcntlArg::F_GETFL).map_or(OFlag::empty(), OFlag::from_bits_truncate);
+            let _may_fail = fcntl(&self.fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK));
+            if nix::unistd::write(&self.fd, &NUDGE.to_ne_bytes()).is_err() {
+                self.nudges.fetch_sub(1, Ordering::AcqRel);
+            }
+            let _may_fail = fcntl(&self.fd, FcntlArg::F_SETFL(flags));
         }
     }
 }

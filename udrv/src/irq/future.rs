@@ -1,5 +1,6 @@
 //! Waiting for an interrupt as a task.
 
+use super::contain::contained;
 use super::sync::lock;
 use super::{Delivery, Registration};
 use std::future::Future;
@@ -27,7 +28,11 @@ impl Tasks {
         self.some.store(false, Ordering::Relaxed);
         let all = std::mem::take(&mut *waiting);
         drop(waiting);
-        all.into_iter().for_each(|(_, waker)| waker.wake());
+        for (_, waker) in all {
+            if contained(|| waker.wake()).is_none() {
+                tracing::error!("the waker of a task that waits for an interrupt panicked");
+            }
+        }
     }
 
     /// Wakes the task at the next delivery. If the account says afterwards that there was one, the task may have missed it.

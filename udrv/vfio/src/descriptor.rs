@@ -2,6 +2,7 @@
 //! may be the other side itself (FUSE), and never answer.
 
 use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::socket::{UnixAddr, getsockname};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use udrv_backend::{Error, Result};
 
@@ -27,7 +28,7 @@ pub fn eventfd_count(fd: BorrowedFd<'_>) -> Option<u64> {
 pub enum SignalKind {
     /// eventfd(2).
     EventFd,
-    /// Any socket.
+    /// A Unix socket. Others may make a writer wait for a reader, whatever MSG_DONTWAIT says.
     Socket,
     /// A pipe without a name: one with a name has a file system.
     Pipe,
@@ -45,14 +46,18 @@ impl SignalKind {
         let kind = kind.to_string_lossy();
         match &*kind {
             "anon_inode:[eventfd]" => Ok(Self::EventFd),
-            socket if socket.starts_with("socket:[") => Ok(Self::Socket),
+            socket if socket.starts_with("socket:[") && is_unix(fd) => Ok(Self::Socket),
             pipe if pipe.starts_with("pipe:[") => Ok(Self::Pipe),
             other => Err(Error::NotSupported {
-                what: "an interrupt's descriptor that is no eventfd, socket or pipe",
+                what: "an interrupt's descriptor that is no eventfd, Unix socket or pipe",
                 by: format!("this stub (the descriptor is `{other}`)"),
             }),
         }
     }
+}
+
+fn is_unix(socket: BorrowedFd<'_>) -> bool {
+    getsockname::<UnixAddr>(socket.as_raw_fd()).is_ok()
 }
 
 #[cfg(test)]

@@ -89,6 +89,8 @@ pub struct IoQueue<I: Io = Window<REGISTERS>> {
     pub(super) alarm: Option<Timer>,
     pub(super) read_bounce: Option<Buffer<FromDevice>>,
     pub(super) write_bounce: Option<Buffer<ToDevice>>,
+    /// How much of it the controller has, for all we know: 1 is the completion queue, 2 both.
+    made: u8,
     /// Last, so that the vector of the same number is free before it is.
     id: QueueId,
 }
@@ -124,6 +126,7 @@ impl<I: Io> IoQueue<I> {
             alarm: None,
             read_bounce: None,
             write_bounce: None,
+            made: 2,
             id,
         };
         queue.join()?;
@@ -131,21 +134,27 @@ impl<I: Io> IoQueue<I> {
     }
 
     /// Create I/O Completion Queue (5.3), then the submission queue that uses it (5.4). `false` if a reset came between.
-    pub(super) fn create(&self) -> Result<bool> {
+    pub(super) fn create(&mut self) -> Result<bool> {
         const CONTIGUOUS: u32 = 1;
         const INTERRUPTS: u32 = 1 << 1;
+        let id = u32::from(self.id());
         let [commands, completions] = self.ring.addresses();
-        let which = |entries: u16| u32::from(self.id()) | u32::from(entries - 1) << 16;
-        let interrupts = if self.irq.is_some() { INTERRUPTS | u32::from(self.id()) << 16 } else { 0 };
+        let which = |entries: u16| id | u32::from(entries - 1) << 16;
+        let interrupts = if self.irq.is_some() { INTERRUPTS | id << 16 } else { 0 };
         let create = |name, command| self.shared.execute_in_generation(self.generation, name, command);
+        let is_refused = |created: &Result<bool>| created.as_ref().is_err_and(|error| Outcome::of(error).is_some());
         let completion = Command::new(admin::CREATE_COMPLETION_QUEUE, 0).cdw10(which(self.ring.completion_entries()));
         let completion = completion.cdw11(CONTIGUOUS | interrupts).data([completions, 0]);
-        if !create("Create I/O Completion Queue", completion)? {
-            return Ok(false);
+        let created = create("Create I/O Completion Queue", completion);
+        if !matches!(created, Ok(true)) {
+            self.made = if is_refused(&created) { 0 } else { 2 };
+            return created;
         }
         let submission = Command::new(admin::CREATE_SUBMISSION_QUEUE, 0).cdw10(which(self.ring.entries()));
-        let submission = submission.cdw11(CONTIGUOUS | u32::from(self.id()) << 16).data([commands, 0]);
-        create("Create I/O Submission Queue", submission)
+        let submission = submission.cdw11(CONTIGUOUS | id << 16).data([commands, 0]);
+        let created = create("Create I/O Submission Queue", submission);
+        self.made = if is_refused(&created) { 1 } else { 2 };
+        created
     }
 
     /// Its identifier in the controller; its MSI-X vector has the same number.
@@ -286,9 +295,14 @@ impl<I: Io> IoQueue<I> {
         }
         let which = u32::from(self.id());
         let submission = Command::new(admin::DELETE_SUBMISSION_QUEUE, 0).cdw10(which);
-        self.shared.execute("Delete I/O Submission Queue", submission)?;
+        if self.made > 1 {
+            self.shared.execute("Delete I/O Submission Queue", submission)?;
+        }
         let completion = Command::new(admin::DELETE_COMPLETION_QUEUE, 0).cdw10(which);
-        self.shared.execute("Delete I/O Completion Queue", completion).map(drop)
+        if self.made > 0 {
+            self.shared.execute("Delete I/O Completion Queue", completion)?;
+        }
+        Ok(())
     }
 }
 

@@ -83,8 +83,9 @@ impl<I: Io> IoQueue<I> {
         if self.outstanding() == 0 {
             return Ok(0);
         }
-        let irq = self.alarmed()?;
+        // Before the alarm is set, which comes once: when it does, the time is over.
         let deadline = Deadline::after(self.config.timeout);
+        let irq = self.alarmed()?;
         loop {
             // Made before the look, so that what comes after it is not missed.
             let next = irq.next_delivery();

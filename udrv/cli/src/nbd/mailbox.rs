@@ -40,10 +40,8 @@ struct State {
 
 /// Bytes that a request takes, while it comes or while it is answered.
 fn weight(request: &Request) -> u64 {
-    match request.command {
-        Command::Read | Command::Write => request.length.min(MAX_DATA).into(),
-        _ => 0,
-    }
+    let read = if request.command == Command::Read { request.length.min(MAX_DATA) } else { 0 };
+    read.max(request.payload).into()
 }
 
 impl Mailbox {

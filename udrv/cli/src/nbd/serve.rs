@@ -143,7 +143,11 @@ impl<D: Disk> Server<D> {
             }
             let mut data = vec![0; request.payload as usize];
             peer.receive(&mut data)?;
-            if mailbox.put(Job { request, data }, self.check(&request).err()) {
+            let refusal = self.check(&request).err();
+            if refusal.is_some() {
+                data = Vec::new();
+            }
+            if mailbox.put(Job { request, data }, refusal) {
                 wake();
             }
         }

@@ -106,15 +106,13 @@ impl Left {
 
 /// By who made them, in the order in which they appear, and region.
 fn streams(trace: &Trace) -> BTreeMap<(usize, RegionIndex), Vec<Access<'_>>> {
-    let (mut seen, mut actors) = (Vec::new(), Actors::default());
+    let (mut seen, mut actors) = (BTreeMap::new(), Actors::default());
     let mut streams: BTreeMap<_, Vec<Access<'_>>> = BTreeMap::new();
     for event in &trace.events {
         let actor = actors.of(event);
         let Some(access) = Access::of(event) else { continue };
-        let number = seen.iter().position(|one| *one == actor).unwrap_or_else(|| {
-            seen.push(actor);
-            seen.len() - 1
-        });
+        let next = seen.len();
+        let number = *seen.entry(actor).or_insert(next);
         let stream = streams.entry((number, access.place.0)).or_default();
         let polled = |last: &Access<'_>| !last.is_write && last.place == access.place;
         if !access.is_write && stream.last().is_some_and(polled) {

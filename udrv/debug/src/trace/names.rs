@@ -4,7 +4,7 @@ use super::event::{Event, Place, What, printable};
 use std::collections::BTreeMap;
 
 /// The longest name of a file, bytes: as long as a path can be.
-const LONGEST: usize = 4096;
+const LONGEST: usize = 256;
 
 /// The names of a recording's threads and source files.
 #[derive(Debug, Clone, Default)]
