@@ -13,7 +13,8 @@ said() {
 }
 
 "$UDRV_BIN/stub-driver" bind "$edu" || fail "not bound"
-"$UDRV_BIN/udrv" debug --lldb --batch \
+# The driver has a terminal of lldb's, and would say things in colour.
+NO_COLOR=1 "$UDRV_BIN/udrv" debug --lldb --batch \
     --ex 'udrv break-on-write factorial 10' --ex run --ex 'frame variable self->io' --ex 'frame variable self->irq' \
     --ex 'udrv poke liveness 0x1234' --ex 'udrv regs' --ex 'breakpoint delete --force' \
     --ex 'udrv break-on-write 0x60 16' --ex continue --ex 'udrv irqs' --ex 'frame variable cause' \

