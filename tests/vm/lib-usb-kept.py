@@ -14,6 +14,13 @@ CLAIM, RELEASE, SETCONFIGURATION, RESET = 0x8004550F, 0x80045510, 0x80045505, 0x
 CONTROL, IOCTL, DISCONNECT_CLAIM, DISCONNECT = 0xC0185500, 0xC0105512, 0x8108551B, 0x5516
 
 
+def driver():
+    try:
+        return os.path.basename(os.readlink(sys.argv[2]))
+    except FileNotFoundError:
+        return None
+
+
 def done(request, argument=0):
     try:
         fcntl.ioctl(node, request, argument)
@@ -31,7 +38,7 @@ number = struct.pack("I", 0)
 assert done(CLAIM, number), "not even with the lease"
 lease.close()
 deadline = time.monotonic() + 60
-while not (os.path.islink(sys.argv[2]) and os.readlink(sys.argv[2]).endswith("/usb-storage")):
+while driver() != "usb-storage":
     assert time.monotonic() < deadline, "the kernel's driver is not back"
 
 buffer = array.array("B", bytes(18))
