@@ -66,15 +66,6 @@ within 90 disk_is_back
 head -c 1048576 "$image" | cmp -n 1048576 - "$(disk_of "$port")" || fail "the kernel reads other blocks"
 
 echo "# what cannot be used says what to do"
-limit=/sys/module/usbcore/parameters/usbfs_memory_mb
-before=$(cat $limit)
-echo 1 >$limit
-status=0
-"$udrv" run usb-storage --device "$device" read --blocks 2048 --output /dev/null 2>/tmp/log || status=$?
-echo "$before" >$limit
-[ "$status" -eq 1 ] || fail "a transfer of 1 MiB although the kernel has no memory for it: exit status $status"
-grep -q "raise $limit" /tmp/log || fail "not told which limit: $(cat /tmp/log)"
-"$udrv" run usb-storage --device "$device" read --blocks 2048 --output /dev/null
 if "$udrv" run usb-storage --device usb:dead:beef info 2>/tmp/log; then fail "a device that is not there"; fi
 grep -q "udrv usb list" /tmp/log || fail "no advice: $(cat /tmp/log)"
 if $AS_NOBODY "$udrv" run usb-storage --device "$device" info 2>/tmp/log; then fail "nobody may open it"; fi
