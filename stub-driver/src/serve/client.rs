@@ -128,10 +128,10 @@ fn map_before(page: &File, socket: &Path) -> Option<Registers> {
         page.read_exact_at(&mut raw, at as u64 * 8).ok().map(|()| u64::from_le_bytes(raw))
     };
     (0..DEVICES.count).map(|slot| DEVICES.at(slot)).find_map(|slot| {
-        let mut address = vec![0; device::ADDRESS_ROOM];
-        page.read_exact_at(&mut address, (slot + device::ADDRESS) as u64 * 8).ok()?;
-        let address = address.split(|byte| *byte == 0).next().and_then(|text| std::str::from_utf8(text).ok())?;
-        if !is_at(address, socket) {
+        let length = usize::try_from(word(slot + device::ADDRESS)?).ok()?.min(device::ADDRESS_ROOM);
+        let mut address = vec![0; length];
+        page.read_exact_at(&mut address, (slot + device::ADDRESS + 1) as u64 * 8).ok()?;
+        if !is_at(&String::from_utf8_lossy(&address), socket) {
             return None;
         }
         let (place, length) = (word(slot + device::MAP)?, word(slot + device::MAP_LENGTH)?);
