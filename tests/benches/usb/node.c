@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <stdarg.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -43,6 +44,20 @@ __attribute__((constructor)) static void open_node(void)
 	fcntl(NODE, F_SETPIPE_SZ, 4096);
 	if (syscall(SYS_write, NODE, "", 1) != 1)
 		_exit(3);
+}
+
+/* Whether it is the node, which a lease passes on under another number; asked once, as long as the number is not closed. */
+static signed char known[MOST];
+
+static int is_node(int fd)
+{
+	struct stat this, node;
+	if (fd < 0 || fd >= MOST || fd == OTHER_END)
+		return 0;
+	if (!known[fd])
+		known[fd] = fstat(fd, &this) || fstat(NODE, &node) || this.st_ino != node.st_ino || this.st_dev != node.st_dev
+			? -1 : 1;
+	return known[fd] > 0;
 }
 
 static int fail(int error)
@@ -91,7 +106,7 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(list, request);
 	void *argument = va_arg(list, void *);
 	va_end(list);
-	if (fd != NODE)
+	if (!is_node(fd))
 		return syscall(SYS_ioctl, fd, request, argument);
 	switch (request) {
 	case USBDEVFS_SUBMITURB:
@@ -116,9 +131,16 @@ int ioctl(int fd, unsigned long request, ...)
 	}
 }
 
+int close(int fd)
+{
+	if (fd >= 0 && fd < MOST)
+		known[fd] = 0;
+	return syscall(SYS_close, fd);
+}
+
 ssize_t pread64(int fd, void *buffer, size_t length, off64_t from)
 {
-	if (fd != NODE)
+	if (!is_node(fd))
 		return syscall(SYS_pread64, fd, buffer, length, from);
 	size_t left = from < (off64_t)sizeof descriptors ? sizeof descriptors - from : 0;
 	if (length > left)
@@ -134,7 +156,7 @@ ssize_t pread(int fd, void *buffer, size_t length, off_t from)
 
 ssize_t read(int fd, void *buffer, size_t length)
 {
-	if (fd != NODE)
+	if (!is_node(fd))
 		return syscall(SYS_read, fd, buffer, length);
 	ssize_t got = pread64(fd, buffer, length, at);
 	at += got;
@@ -143,7 +165,7 @@ ssize_t read(int fd, void *buffer, size_t length)
 
 off_t lseek(int fd, off_t offset, int whence)
 {
-	return fd == NODE ? (at = offset) : syscall(SYS_lseek, fd, offset, whence);
+	return is_node(fd) ? (at = offset) : syscall(SYS_lseek, fd, offset, whence);
 }
 
 /* libusb does not begin without nodes, on a machine that has none: so the folder of nodes is any other. */
