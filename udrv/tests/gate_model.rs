@@ -196,15 +196,14 @@ impl World {
     }
 
     /// As `SectionGuard::open`.
-    fn begin_section(&self, me: u32) -> &Slot {
+    fn begin_section(&self, me: u32) -> Option<&Slot> {
         let slot = self.gate.slot(me as u8);
-        if self.gate.enter_quickly(slot) { slot } else { self.gate.enter_slowly(me) }
+        if self.gate.enter_quickly(slot) { Some(slot) } else { self.gate.enter_slowly(me) }
     }
 
     /// As `SectionGuard::drop` and `Shared::after_section`.
-    fn end_section(&self, me: u32, slot: &Slot) {
-        let is_quick = self.gate.is_quick(slot);
-        if if is_quick { self.gate.leave_quickly(slot) } else { self.gate.leave_slowly(me) } {
+    fn end_section(&self, me: u32, quick: Option<&Slot>) {
+        if quick.map_or_else(|| self.gate.leave_slowly(me), |slot| self.gate.leave_quickly(slot)) {
             self.deliver(me);
             self.gate.wait_out(me);
         }
@@ -291,6 +290,23 @@ fn section_against_delivery(barrier: Barrier) {
     let thread = loom::thread::spawn(move || {
         driver.section(0);
         driver.section(0);
+    });
+    world.raise(0);
+    world.deliver(1);
+    thread.join().expect("the driver's thread");
+    assert_eq!(world.handled(0), 1, "an interrupt was lost");
+}
+
+/// A section inside another, which ends after it, and a delivery.
+fn crossed_sections_against_delivery() {
+    let world = World::start(Barrier::Asymmetric);
+    let driver = world.clone();
+    let thread = loom::thread::spawn(move || {
+        let outer = driver.begin_section(0);
+        let inner = driver.begin_section(0);
+        driver.end_section(0, outer);
+        driver.touch();
+        driver.end_section(0, inner);
     });
     world.raise(0);
     world.deliver(1);
@@ -407,6 +423,11 @@ fn section_and_delivery_exclude_each_other() {
     for barrier in [Barrier::Asymmetric, Barrier::Fence] {
         check(None, TWO_THREADS, move || section_against_delivery(barrier));
     }
+}
+
+#[test]
+fn sections_that_cross_keep_deliveries_out() {
+    check(None, TWO_THREADS, crossed_sections_against_delivery);
 }
 
 #[test]

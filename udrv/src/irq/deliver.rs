@@ -118,13 +118,13 @@ impl Shared {
 
     /// What is due when [`Gate::enter_quickly`] has not opened a section.
     #[cold]
-    pub(super) fn open_slowly(&self, at: &'static Location<'static>) -> &Slot {
+    pub(super) fn open_slowly(&self, at: &'static Location<'static>) -> Option<&Slot> {
         let slot = self.gate.enter_slowly(me());
         self.observe(|domain| Moment::SectionBegins { domain, at });
         slot
     }
 
-    /// What is due when [`Gate::is_quick`] says no.
+    /// What is due at the end of a section that does not end quickly.
     #[cold]
     pub(super) fn close_slowly(self: &Arc<Self>) {
         self.observe(|domain| Moment::SectionEnds { domain });

@@ -2,7 +2,7 @@
 
 use super::bottom_half::BottomHalf;
 use super::deliver::{Shared, Spun};
-use super::gate::{Gate, Slot};
+use super::gate::Slot;
 use super::number::{me, place};
 use super::registration::Registration;
 use super::service::Service;
@@ -204,21 +204,19 @@ pub struct Section<'domain> {
 pub struct SectionGuard<'domain> {
     section: Section<'domain>,
     shared: &'domain Arc<Shared>,
-    gate: &'domain Gate,
-    slot: &'domain Slot,
+    /// If it ends quickly.
+    quick: Option<&'domain Slot>,
 }
 
 impl<'domain> SectionGuard<'domain> {
     #[inline(always)]
     #[track_caller]
     pub(super) fn open(shared: &'domain Arc<Shared>) -> Self {
-        let gate = &shared.gate;
-        let mut slot = gate.slot(place());
-        if !gate.enter_quickly(slot) {
-            slot = shared.open_slowly(Location::caller());
-        }
+        let slot = shared.gate.slot(place());
+        let is_quick = shared.gate.enter_quickly(slot);
+        let quick = if is_quick { Some(slot) } else { shared.open_slowly(Location::caller()) };
         checks::opened(shared, Location::caller());
-        Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, gate, slot }
+        Self { section: Section { domain: PhantomData, not_send: PhantomData }, shared, quick }
     }
 }
 
@@ -233,10 +231,13 @@ impl Drop for SectionGuard<'_> {
     #[inline]
     fn drop(&mut self) {
         checks::closed(self.shared);
-        if !self.gate.is_quick(self.slot) {
-            self.shared.close_slowly();
-        } else if self.gate.leave_quickly(self.slot) {
-            self.shared.after_section();
+        match self.quick {
+            None => self.shared.close_slowly(),
+            Some(slot) => {
+                if self.shared.gate.leave_quickly(slot) {
+                    self.shared.after_section();
+                }
+            }
         }
     }
 }

@@ -18,9 +18,10 @@
 //! The section's side is the frequent one, and its barrier is [`Barrier::light`]. The other side pays with [`Barrier::heavy`], unless every other thread's slot says [`AWAY`]: such a thread fences fully when it next opens
 //! a section. Threads beyond the number of slots are counted together, with locked instructions.
 //!
-//! What is not a thread's only section of a domain where nothing happens is slow: a nested one, the first after a wait, all
-//! without membarrier, all of a domain that somebody looks on at. Whether that is so, each end learns from what it reads
-//! anyway, its slot and the summary of what is pending: two branches and no locked instruction.
+//! What is not a thread's only section of a domain where nothing happens opens slowly: a nested one, the first after a wait, all
+//! without membarrier, all of a domain that somebody looks on at. Whether that is so, it learns from what it reads
+//! anyway, its slot and the summary of what is pending. A slot counts those that also end slowly apart from the one that
+//! ends quickly, which so has nothing to ask but the summary: a pair is two branches and no locked instruction.
 //!
 //! A section that meets a delivery takes its slot back and waits; a delivery that meets a section lets go
 //! and leaves the rest to that section's end. So neither waits for the other while holding it up.
@@ -30,23 +31,40 @@ use super::pending::Pending;
 use super::sync::{AtomicU32, Barrier, Mutant, Ordering, SLOTS, fence, fence_after_rmw, mutant};
 use std::time::Duration;
 
-/// A slot: no section open, in a thread that has used some. Zero, so that a look at it and one at the marks are one branch.
+/// [`Slot::quick`]: no such section, in a thread that has used some. Zero, so that a look at it and one at the marks are one
+/// branch.
 const CLEAR: u32 = 0;
-/// A slot: one section open, which closes quickly. Nested ones count up from here, and from [`AWAY`].
+/// [`Slot::quick`]: one section open.
 const OPEN: u32 = 1;
-/// A slot: no section open, and the next one begins with a full fence. One that is opened slowly counts up from here, so that
-/// its end is slow as well and brings the slot back here.
-const AWAY: u32 = 1 << 31;
-
-fn is_open(slot: u32) -> bool {
-    slot & !AWAY != 0
-}
+/// [`Slot::quick`]: no such section, and the next one begins with a full fence.
+const AWAY: u32 = 2;
 
 const NOBODY: u32 = 0;
 
 /// One thread's sections. A cache line each, so that threads do not slow one another.
 #[repr(align(64))]
-pub(super) struct Slot(AtomicU32);
+pub(super) struct Slot {
+    /// Whether the section is open that closes quickly. Written without a look at what it was, so there is one at most.
+    quick: AtomicU32,
+    /// The other sections: nested ones, and all of those without membarrier or with somebody who looks on.
+    slow: AtomicU32,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self { quick: AtomicU32::new(AWAY), slow: AtomicU32::new(0) }
+    }
+
+    /// Quick first: what was opened inside that one is seen by whoever sees it closed.
+    fn is_open(&self) -> bool {
+        self.quick.load(Ordering::Acquire) == OPEN || self.slow.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether the thread's next section begins with a full fence, as those that it has open have.
+    fn is_away(&self) -> bool {
+        self.quick.load(Ordering::Acquire) == AWAY
+    }
+}
 
 /// What is read by those who mark and seldom written: apart from what delivery writes.
 #[repr(align(64))]
@@ -57,7 +75,7 @@ pub(super) struct Gate {
     /// By the places of threads. The last is nobody's: threads without a place are sent there, and as it is never clear, no
     /// section is quick there.
     slots: [Slot; SLOTS],
-    /// What a section of a thread without a place has for a slot: always away, so that its end is slow.
+    /// As the last.
     elsewhere: Slot,
     /// The thread that delivers, by its number plus one, for itself to know; that there is one, `pending` says.
     holder: AtomicU32,
@@ -88,8 +106,8 @@ impl Gate {
     pub(super) fn new(barrier: Barrier, words: usize) -> Self {
         Self {
             barrier,
-            slots: std::array::from_fn(|_| Slot(AtomicU32::new(AWAY))),
-            elsewhere: Slot(AtomicU32::new(AWAY)),
+            slots: std::array::from_fn(|_| Slot::new()),
+            elsewhere: Slot::new(),
             holder: AtomicU32::new(NOBODY),
             pending: Pending::new(words),
             used: AtomicU32::new(0),
@@ -111,64 +129,55 @@ impl Gate {
         self.slots.get(me as usize).filter(|_| (me as usize) < SLOTS - 1)
     }
 
-    /// Opens a section of the calling thread, whose slot this is. False, with nothing done, if that takes
-    /// [`Gate::enter_slowly`].
+    /// Opens a section of the calling thread, whose slot this is, for [`Gate::leave_quickly`]. False, with nothing done, if
+    /// that takes [`Gate::enter_slowly`].
     ///
     /// The slot is written before anybody knows what it was: one that was away is open for a moment without a fence. Who
     /// sees that withdraws, and loses nothing, since the section does open, with a fence, and its end looks.
     #[inline(always)]
-    pub(super) fn enter_quickly(&self, Slot(slot): &Slot) -> bool {
-        let before = slot.load(Ordering::Relaxed);
-        slot.store(OPEN, Ordering::Relaxed);
+    pub(super) fn enter_quickly(&self, Slot { quick, .. }: &Slot) -> bool {
+        let before = quick.load(Ordering::Relaxed);
+        quick.store(OPEN, Ordering::Relaxed);
         if !mutant(Mutant::NoFenceAtDisable) {
             Barrier::light();
         }
-        u64::from(before) | self.pending.summary() == 0 || Self::take_back(slot, before)
+        u64::from(before) | self.pending.summary() == 0 || Self::take_back(quick, before)
     }
 
     #[cold]
-    fn take_back(slot: &AtomicU32, before: u32) -> bool {
+    fn take_back(quick: &AtomicU32, before: u32) -> bool {
         // Again what it was to those who wait for this thread's last section.
-        slot.store(before, Ordering::Release);
+        quick.store(before, Ordering::Release);
         false
     }
 
-    /// Opens a section of thread `me`, whatever its slot says, waiting for a delivery of another thread. The slot is the
-    /// section's, for [`Gate::is_quick`].
+    /// Opens a section of thread `me`, whatever its slot says, waiting for a delivery of another thread. The slot, if
+    /// [`Gate::leave_quickly`] closes it; otherwise [`Gate::leave_slowly`] does.
     #[cold]
-    pub(super) fn enter_slowly(&self, me: u32) -> &Slot {
+    pub(super) fn enter_slowly(&self, me: u32) -> Option<&Slot> {
         let Some(own) = self.own(me) else {
             self.enter_crowd(me);
-            return &self.elsewhere;
+            return None;
         };
-        let Slot(slot) = own;
-        let depth = slot.load(Ordering::Relaxed);
-        if is_open(depth) {
-            slot.store(depth + 1, Ordering::Relaxed);
-            return own;
+        let Slot { quick, slow } = own;
+        if own.is_open() {
+            slow.store(slow.load(Ordering::Relaxed).saturating_add(1), Ordering::Relaxed);
+            return None;
         }
         if self.used.load(Ordering::Relaxed) <= me {
             self.used.fetch_max(me + 1, Ordering::AcqRel);
         }
-        slot.store(self.open(), Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        self.stand_back(slot, me);
-        own
-    }
-
-    /// What one open section is.
-    fn open(&self) -> u32 {
-        if self.barrier.is_asymmetric() && !self.pending.is_watched() { OPEN } else { AWAY + 1 }
-    }
-
-    /// The section just opened takes its slot back as long as another thread delivers.
-    #[cold]
-    fn stand_back(&self, slot: &AtomicU32, me: u32) {
-        while self.meets_other(me) {
-            slot.store(AWAY, Ordering::Release);
-            self.wait_to_enter(me);
-            slot.store(self.open(), Ordering::Relaxed);
+        quick.store(AWAY, Ordering::Release);
+        loop {
+            let is_quick = self.barrier.is_asymmetric() && !self.pending.is_watched();
+            let (word, open, closed) = if is_quick { (quick, OPEN, AWAY) } else { (slow, 1, 0) };
+            word.store(open, Ordering::Relaxed);
             fence(Ordering::SeqCst);
+            if !self.meets_other(me) {
+                return is_quick.then_some(own);
+            }
+            word.store(closed, Ordering::Release);
+            self.wait_to_enter(me);
         }
     }
 
@@ -194,16 +203,11 @@ impl Gate {
         self.entering.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Whether the section with this slot, the calling thread's last, is closed by [`Gate::leave_quickly`].
+    /// Closes a section that opened quickly, whose slot this is; others of the thread may be open. True if something is
+    /// pending or being delivered: then [`Gate::claim`] is due, and [`Gate::wait_out`].
     #[inline(always)]
-    pub(super) fn is_quick(&self, Slot(slot): &Slot) -> bool {
-        slot.load(Ordering::Relaxed) == OPEN
-    }
-
-    /// Closes it. True if something is pending or being delivered: then [`Gate::claim`] is due, and [`Gate::wait_out`].
-    #[inline(always)]
-    pub(super) fn leave_quickly(&self, Slot(slot): &Slot) -> bool {
-        slot.store(CLEAR, Ordering::Release);
+    pub(super) fn leave_quickly(&self, Slot { quick, .. }: &Slot) -> bool {
+        quick.store(CLEAR, Ordering::Release);
         if !mutant(Mutant::NoFenceAtEnable) {
             Barrier::light();
         }
@@ -219,17 +223,16 @@ impl Gate {
         self.pending.any_or_held()
     }
 
-    /// Closes any other section of thread `me`. True as for [`Gate::leave_quickly`], if it was the outermost.
+    /// Closes any other section of thread `me`. True as for [`Gate::leave_quickly`], if it was the last one open.
     #[cold]
     pub(super) fn leave_slowly(&self, me: u32) -> bool {
-        let Some(Slot(slot)) = self.own(me) else {
+        let Some(own) = self.own(me) else {
             let last = self.crowd.fetch_sub(1, Ordering::AcqRel) == 1;
             fence(Ordering::SeqCst);
             return last && self.has_work();
         };
-        let left = slot.load(Ordering::Relaxed).saturating_sub(1);
-        slot.store(left, Ordering::Release);
-        if is_open(left) {
+        own.slow.store(own.slow.load(Ordering::Relaxed).saturating_sub(1), Ordering::Release);
+        if own.is_open() {
             return false;
         }
         if !mutant(Mutant::NoFenceAtEnable) {
@@ -240,7 +243,7 @@ impl Gate {
 
     /// Whether this thread has a section open. (A thread without a slot cannot tell, and says no.)
     pub(super) fn is_inside(&self, me: u32) -> bool {
-        self.own(me).is_some_and(|Slot(slot)| is_open(slot.load(Ordering::Relaxed)))
+        self.own(me).is_some_and(Slot::is_open)
     }
 
     /// Whether this thread delivers.
@@ -261,10 +264,10 @@ impl Gate {
         }
         fence_after_rmw();
         self.holder.store(me + 1, Ordering::Relaxed);
-        if self.others(me).any(|slot| slot != AWAY) {
+        if !self.others(me).all(Slot::is_away) {
             self.barrier.heavy();
         }
-        if self.others(me).any(is_open) || self.crowd.load(Ordering::Acquire) != 0 {
+        if self.others(me).any(Slot::is_open) || self.crowd.load(Ordering::Acquire) != 0 {
             self.release();
             return Claim::Open;
         }
@@ -279,10 +282,10 @@ impl Gate {
         self.parking.wait_while(|| self.meets_other(me));
     }
 
-    fn others(&self, me: u32) -> impl Iterator<Item = u32> + '_ {
+    fn others(&self, me: u32) -> impl Iterator<Item = &Slot> {
         let used = self.used.load(Ordering::Acquire) as usize;
         let slots = self.slots.iter().take(used).enumerate();
-        slots.filter(move |(number, _)| *number != me as usize).map(|(_, Slot(slot))| slot.load(Ordering::Acquire))
+        slots.filter(move |(number, _)| *number != me as usize).map(|(_, slot)| slot)
     }
 
     /// Ends the delivery that [`Claim::Held`] began.
@@ -336,7 +339,7 @@ impl Gate {
             return true;
         }
         self.barrier.heavy();
-        self.others(me).any(is_open) || self.crowd.load(Ordering::Acquire) != 0
+        self.others(me).any(Slot::is_open) || self.crowd.load(Ordering::Acquire) != 0
     }
 
     pub(super) fn wake_up(&self) {
@@ -385,10 +388,10 @@ impl Gate {
     }
 
     fn step_away(&self, me: u32) {
-        if let Some(Slot(slot)) = self.own(me)
-            && slot.load(Ordering::Relaxed) == CLEAR
+        if let Some(Slot { quick, .. }) = self.own(me)
+            && quick.load(Ordering::Relaxed) == CLEAR
         {
-            slot.store(AWAY, Ordering::Release);
+            quick.store(AWAY, Ordering::Release);
         }
     }
 }
