@@ -66,6 +66,15 @@ mod sync {
         fence(Ordering::SeqCst);
     }
 
+    #[derive(Clone, Copy)]
+    pub(super) struct Ahead;
+
+    impl Ahead {
+        pub(super) fn of<T>(_what: &T) -> Self {
+            Self
+        }
+    }
+
     /// As few as make a thread without a place possible: the third.
     pub(super) const SLOTS: usize = 3;
 
@@ -224,7 +233,7 @@ impl World {
     fn deliver(&self, me: u32) -> bool {
         while self.gate.pending.any() {
             match self.gate.claim(me) {
-                Claim::Held => {}
+                Claim::Held { .. } => {}
                 Claim::Nested => return false,
                 Claim::Open => return true,
             }

@@ -19,6 +19,9 @@ const SPUN_SAMPLES: usize = 100_000;
 /// How long the raiser waits for the receiver to fall asleep.
 const SETTLE: Duration = Duration::from_micros(30);
 
+/// How long the raiser waits for a spinning receiver to be done with the interrupt before.
+const SETTLE_SPINNING: Duration = Duration::from_micros(2);
+
 /// How long one round may take, whatever else the machine does: what was sampled by then counts.
 const ROUND: Duration = Duration::from_secs(2);
 
@@ -145,10 +148,10 @@ fn ours(delivery: Delivery) -> Round {
     })
 }
 
-fn ours_spinning() -> Round {
+fn ours_spinning(settle: Duration) -> Round {
     Box::new(move || {
         with_receiver(Delivery::Poll, |seen, _, raiser| {
-            percentiles(&seen.sample(SPUN_SAMPLES, Duration::ZERO, || raiser.raise()))
+            percentiles(&seen.sample(SPUN_SAMPLES, settle, || raiser.raise()))
         })
     })
 }
@@ -180,7 +183,7 @@ pub fn eventfd_reader<T>(seen: &Seen, fd: EventFd, raise: &OwnedFd, work: impl F
 }
 
 /// A thread that looks at one word.
-fn cache_line() -> Round {
+fn cache_line(settle: Duration) -> Round {
     Box::new(move || {
         let (seen, word) = (Seen::new(), Arc::new(AtomicU64::new(0)));
         std::thread::scope(|scope| {
@@ -195,7 +198,7 @@ fn cache_line() -> Round {
                     }
                 }
             });
-            let latencies = seen.sample(SPUN_SAMPLES, Duration::ZERO, || word.store(1, Ordering::Release));
+            let latencies = seen.sample(SPUN_SAMPLES, settle, || word.store(1, Ordering::Release));
             seen.stop.store(true, Ordering::Release);
             percentiles(&latencies)
         })
@@ -283,8 +286,17 @@ pub fn measures() -> Vec<Measure> {
             parts: &[(", p50", Goal::Ratio(2.0)), (", p99", Goal::None)],
             unit: "ns",
             peer: "two threads on one cache line",
-            ours: ours_spinning(),
-            theirs: cache_line(),
+            ours: ours_spinning(SETTLE_SPINNING),
+            theirs: cache_line(SETTLE_SPINNING),
+        },
+        // What is done after a handler is in this, too.
+        Measure {
+            name: "raise to handler, poll, back to back",
+            parts: &[(", p50", Goal::None), (", p99", Goal::None)],
+            unit: "ns",
+            peer: "two threads on one cache line",
+            ours: ours_spinning(Duration::ZERO),
+            theirs: cache_line(Duration::ZERO),
         },
     ]
 }

@@ -155,10 +155,11 @@ pub mod source {
     pub const LONGEST_HANDLER: usize = 12;
     /// 1: masked after a storm.
     pub const STORMED: usize = 13;
-    /// Low 48 bits: signals that wait. Above: how often it is disabled.
-    pub const MARK: usize = 14;
     /// The thread in its handler; 0: none.
     pub const HANDLER: usize = 15;
+    /// Low 48 bits: signals that wait. Above: how often it is disabled. On another cache line than what a delivery writes,
+    /// for those who signal.
+    pub const MARK: usize = 16;
 }
 
 /// Words of a buffer's slot.

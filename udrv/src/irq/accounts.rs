@@ -13,6 +13,7 @@ use udrv_backend::Backend;
 use udrv_inspect::layout::source;
 
 /// A source's mark, shown in the inspection page with the rest of the source.
+#[repr(C)]
 pub(super) struct Shown {
     mark: Mark,
     page: udrv_inspect::Source,

@@ -10,7 +10,7 @@ use super::pending::WORDS;
 use super::ranks::Ranks;
 use super::sigio;
 use super::source::Source;
-use super::sync::{Barrier, lock};
+use super::sync::{Ahead, Barrier, lock};
 use super::{Delivery, Priority};
 use crate::clock;
 use std::panic::Location;
@@ -38,6 +38,8 @@ pub(super) struct Spun {
     /// It found something marked, a moment after it had looked at the descriptors.
     pub(super) found: bool,
     in_a_row: u32,
+    /// The mark that was last delivered: likely the next one.
+    last: Option<Ahead>,
 }
 
 impl Spun {
@@ -80,6 +82,8 @@ pub(super) struct Delivered {
     pub(super) handlers: u64,
     /// It stopped before a section that is open: its end goes on.
     pub(super) held_back: bool,
+    /// The last mark that it took.
+    last: Option<Ahead>,
 }
 
 impl Shared {
@@ -160,6 +164,10 @@ impl Shared {
     }
 
     pub(super) fn raise(&self, source: &Source, count: u64) {
+        // Both lines were last written by whoever delivers: they come at once, not one after the other.
+        if let Some(ahead) = self.gate.pending.ahead(source.rank()) {
+            ahead.fetch();
+        }
         if source.mark.raise(count) {
             self.mark(source.rank());
         }
@@ -202,21 +210,30 @@ impl Shared {
     /// Runs handlers until nothing is pending, unless a section is open. Within a handler it only marks: the loop that
     /// called it goes on.
     pub(super) fn deliver(self: &Arc<Self>) -> Delivered {
-        self.deliver_until(|| self.collect())
+        self.deliver_until(None, || self.collect())
     }
 
     /// As [`Shared::deliver`], as part of a wait that spins: what the spinning found is delivered without another look at
     /// the descriptors, which it takes between two deliveries anyway.
     pub(super) fn deliver_in_wait(self: &Arc<Self>, spun: &mut Spun) -> Delivered {
-        if !spun.found || spun.in_a_row >= SPUN {
-            spun.in_a_row = 0;
-            return self.deliver();
-        }
-        spun.in_a_row += 1;
-        self.deliver_until(|| ())
+        let again = spun.found && spun.in_a_row < SPUN;
+        spun.in_a_row = if again { spun.in_a_row + 1 } else { 0 };
+        let done = if again {
+            // What whoever raised has written comes while the clock is read, which takes as long.
+            self.gate.pending.ahead_of_hold().fetch();
+            if let Some(ahead) = spun.last {
+                ahead.fetch();
+            }
+            self.deliver_until(Some(clock::now()), || ())
+        } else {
+            self.deliver()
+        };
+        spun.last = done.last.or(spun.last);
+        done
     }
 
-    fn deliver_until(self: &Arc<Self>, collect: impl Fn()) -> Delivered {
+    /// The first handler starts now, if the clock has been read just before.
+    fn deliver_until(self: &Arc<Self>, mut now: Option<Instant>, collect: impl Fn()) -> Delivered {
         let me = me();
         let mut done = Delivered::default();
         loop {
@@ -231,9 +248,10 @@ impl Shared {
                     done.held_back = true;
                     return done;
                 }
-                Claim::Held => {}
+                Claim::Held { waited: false } => {}
+                Claim::Held { waited: true } => now = None,
             }
-            let (halves, stopped) = self.run_pending(&mut done);
+            let (halves, stopped) = self.run_pending(&mut now, &mut done);
             self.gate.release();
             if stopped {
                 return done;
@@ -247,7 +265,7 @@ impl Shared {
     }
 
     /// Whether bottom halves are due, and whether it stopped for a section that wants to open (whose end goes on).
-    fn run_pending(self: &Arc<Self>, done: &mut Delivered) -> (bool, bool) {
+    fn run_pending(self: &Arc<Self>, now: &mut Option<Instant>, done: &mut Delivered) -> (bool, bool) {
         let mut halves = false;
         for handled in 1.. {
             let Some(rank) = self.gate.pending.take() else { break };
@@ -260,7 +278,10 @@ impl Shared {
                 continue;
             }
             let source = lock(&self.sources).get(rank).cloned();
-            done.handlers += u64::from(source.is_some_and(|source| source.deliver(self)));
+            if let Some(source) = source {
+                done.last = Some(Ahead::of(&source.mark));
+                done.handlers += u64::from(source.deliver(self, now.take()));
+            }
             if handled % BATCH == 0 && self.gate.is_wanted() {
                 if halves {
                     self.gate.mark(BOTTOM_HALVES);

@@ -94,8 +94,8 @@ pub(super) struct Gate {
 /// What came of an attempt to become the one who delivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Claim {
-    /// This thread delivers, until [`Gate::release`].
-    Held,
+    /// This thread delivers, until [`Gate::release`]; whether it waited for another one.
+    Held { waited: bool },
     /// This thread delivers already: the loop around the caller will find what is pending.
     Nested,
     /// A section is open; its end delivers.
@@ -259,7 +259,9 @@ impl Gate {
         if self.is_inside(me) {
             return Claim::Open;
         }
+        let mut waited = false;
         while !self.pending.hold() {
+            waited = true;
             self.parking.wait_while(|| self.pending.is_held());
         }
         fence_after_rmw();
@@ -271,7 +273,7 @@ impl Gate {
             self.release();
             return Claim::Open;
         }
-        Claim::Held
+        Claim::Held { waited }
     }
 
     /// Waits until no other thread delivers.

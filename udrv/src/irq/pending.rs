@@ -2,7 +2,7 @@
 //! is found in two steps however many sources there are. The summary's top bits say that somebody delivers, and that somebody
 //! looks on, so that a section learns all of it in one load.
 
-use super::sync::{AtomicU64, Mutant, Ordering, fence_after_rmw, mutant};
+use super::sync::{Ahead, AtomicU64, Mutant, Ordering, fence_after_rmw, mutant};
 
 /// Words that the summary can speak of.
 pub(super) const WORDS: usize = 62;
@@ -87,6 +87,16 @@ impl Pending {
         let summary = self.summary() & MARKS;
         let beside = || self.word(index).is_some_and(|word| word.load(Ordering::Acquire) & !bit != 0);
         summary & !(1 << index) != 0 || (summary != 0 && beside())
+    }
+
+    /// Where [`Pending::set`] will write first.
+    pub(super) fn ahead(&self, rank: u32) -> Option<Ahead> {
+        self.word(rank / 64).map(Ahead::of)
+    }
+
+    /// Where [`Pending::hold`] will write.
+    pub(super) fn ahead_of_hold(&self) -> Ahead {
+        Ahead::of(&self.summary)
     }
 
     /// The word before the summary, so that whoever sees the summary finds the bit.

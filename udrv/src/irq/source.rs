@@ -87,13 +87,17 @@ impl Action {
 type Actions = SmallVec<[Action; 1]>;
 
 /// A device may have thousands, so this is kept small: what it costs is measured by `cargo xtask bench irq`.
+///
+/// In this order, since an `Arc`'s content is aligned to 16 bytes: who raises needs the first 16 and so one cache line, none of
+/// those that a delivery writes besides.
+#[repr(C)]
 pub(super) struct Source {
+    rank: u32,
+    storm_window: u32,
     pub(super) mark: Shown,
     /// `None`: a timer.
     line: Option<Line>,
     state: Mutex<State>,
-    rank: u32,
-    storm_window: u32,
     /// Handlers that are registered, including those about to be; 0: it is being given back.
     registered: AtomicU16,
     /// Threaded halves that have not returned.
@@ -179,12 +183,11 @@ impl Source {
     }
 
     /// Takes the mark for a delivery, if it is still to be delivered, and the handlers, so that they may register and drop
-    /// others of their line. Under one lock, so that no account misses the signals.
-    fn take(&self) -> Option<(u64, Actions)> {
+    /// others of their line. Under one lock, so that no account misses the signals. With how many no longer wait.
+    fn take(&self) -> Option<(u64, u64, Actions)> {
         let State { actions, tally } = &mut *lock(&self.state);
         let merged = self.mark.take()?;
-        self.mark.show_taken(tally.take(merged));
-        Some((merged, std::mem::take(actions)))
+        Some((merged, tally.take(merged), std::mem::take(actions)))
     }
 
     /// It is pending while a section is open, since `since`.
@@ -216,14 +219,15 @@ impl Source {
     }
 
     /// Runs the handlers, if it is still to be delivered. True if they ran.
-    pub(super) fn deliver(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
+    pub(super) fn deliver(self: &Arc<Self>, shared: &Arc<Shared>, start: Option<Instant>) -> bool {
+        let start = start.unwrap_or_else(clock::now);
         self.active.store(true, Ordering::Relaxed);
         let taken = self.take();
         let is_due = taken.is_some();
-        if let Some((merged, actions)) = taken {
-            let start = clock::now();
-            // Only now, since whoever raises may be writing it.
+        if let Some((merged, signals, actions)) = taken {
+            // Only now, since whoever raises may be writing it; and no locked instruction waits for it until the handlers run.
             self.mark.show_mark();
+            self.mark.show_taken(signals);
             self.mark.runs(true);
             let (index, vector) = self.line.as_ref().map_or((u32::MAX, 0), |line| (line.index.0, line.vector));
             irq_is_delivered(index, vector, merged);

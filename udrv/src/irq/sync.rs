@@ -2,7 +2,7 @@
 //!
 //! `gate.rs`, `parking.rs`, `pending.rs` and `mark.rs` use nothing else, so that the model checker can compile the same files
 //! against its own version of this module (`tests/gate_model.rs`).
-#![expect(unsafe_code, reason = "membarrier(2) has no safe wrapper")]
+#![expect(unsafe_code, reason = "membarrier(2) and prefetching have no safe wrappers")]
 
 pub(super) use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 pub(super) use std::sync::{Mutex, MutexGuard};
@@ -48,6 +48,26 @@ pub(super) fn fence_after_rmw() {
         std::sync::atomic::compiler_fence(Ordering::SeqCst);
     } else {
         fence(Ordering::SeqCst);
+    }
+}
+
+/// Where something is that is about to be written: to be fetched for that while something else is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ahead(*const ());
+
+impl Ahead {
+    pub(super) fn of<T>(what: &T) -> Self {
+        Self(std::ptr::from_ref(what).cast())
+    }
+
+    /// It need not be there any more.
+    #[inline(always)]
+    pub(super) fn fetch(self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: PREFETCHW is a hint: it faults on no address and changes no memory (Intel SDM vol. 2, PREFETCHW).
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(self.0.cast());
+        }
     }
 }
 
