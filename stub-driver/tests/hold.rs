@@ -16,10 +16,12 @@ use stub_driver::serve::{ControlServer, DeviceServer, Export};
 use support::{Client, Folder, PATIENCE, Recorder, words};
 use udrv_backend::clock::{Deadline, now};
 use udrv_backend::{AnyBackend, Backend as _, IrqIndex};
-use udrv_wire::{Command, DeviceSetIrqs, Header, IrqAction, IrqData, Request};
+use udrv_wire::{Capabilities, Command, DeviceSetIrqs, Header, IrqAction, IrqData, Request, Version};
 
 /// Interrupts while it stands: more than a socket has room for, one by one.
 const MANY: u64 = 2000;
+/// Connections that a socket of the stub has at a time, at most.
+const CROWD: usize = 16;
 /// Interrupts that a socket has room for.
 const FEW: u64 = 50;
 /// The stub's patience where a client is late on purpose.
@@ -170,6 +172,12 @@ fn child_process_is_a_client() {
             raise(Signal::SIGSTOP).expect("stopped");
             client.hello().expect("a lease");
         }
+        "crowd" => {
+            let _others = [(); CROWD - 1].map(|()| UnixStream::connect(&socket).expect("connected"));
+            println!("ready");
+            raise(Signal::SIGSTOP).expect("stopped");
+            client.hello().expect("a lease");
+        }
         "half" => {
             client.hello().expect("a lease");
             let payload = words(&[16, 0, 0, 0]);
@@ -256,27 +264,42 @@ fn stub_told_to_hold_nothing_writes_on() {
 }
 
 #[test]
-fn client_that_stands_is_not_late() {
-    for what in ["silent", "half"] {
-        let mut held = Held::start(what, Arc::new(udrv_edu::model::edu()), true);
+fn client_that_stands_with_its_lease_is_not_late() {
+    let mut held = Held::start("half", Arc::new(udrv_edu::model::edu()), true);
+    held.hears("ready");
+    held.is_stopped();
+    pass(SHORT * 4);
+    held.go_on();
+    held.hears("served");
+}
+
+#[test]
+fn client_that_stands_is_late_without_a_lease_or_where_the_stub_is_told_to_hold_nothing() {
+    for (what, hold) in [("silent", true), ("silent", false), ("half", false)] {
+        let mut held = Held::start(what, Arc::new(udrv_edu::model::edu()), hold);
         held.hears("ready");
         held.is_stopped();
         pass(SHORT * 4);
         held.go_on();
-        held.hears("served");
+        assert!(!held.child.wait().expect("ended").success(), "{what}, {hold}: it was not late");
     }
 }
 
 #[test]
-fn client_that_stands_is_late_where_the_stub_is_told_to_hold_nothing() {
-    for what in ["silent", "half"] {
-        let mut held = Held::start(what, Arc::new(udrv_edu::model::edu()), false);
-        held.hears("ready");
-        held.is_stopped();
-        pass(SHORT * 4);
-        held.go_on();
-        assert!(!held.child.wait().expect("ended").success(), "{what}: it was not late");
-    }
+fn as_many_as_may_come_in_and_stand_without_a_word_keep_others_out_no_longer_than_the_patience() {
+    let mut held = Held::start("crowd", Arc::new(udrv_edu::model::edu()), true);
+    held.hears("ready");
+    held.is_stopped();
+    let version = Version { major: 0, minor: 2, capabilities: Capabilities::default() };
+    let hello = Request::Version(version).encode();
+    let is_served = || {
+        let stream = UnixStream::connect(held.folder.join("it.sock")).expect("connected");
+        let client = Client::over(stream);
+        let header = Header::command(1, Command::VERSION, hello.len());
+        // One that is kept out sees the end only.
+        Ok(client.channel.send(&header, &hello, &[]).and_then(|()| client.channel.receive()).is_ok())
+    };
+    Deadline::after(PATIENCE).poll("a lease for the next", is_served).expect("served");
 }
 
 /// What the end of a lease does to the device (docs/threat-model.md), as far as it reaches a device that stays open.

@@ -133,10 +133,6 @@ impl Served {
         }
         let handle = stream.try_clone()?;
         let mut channel = Channel::new(stream, LIMITS, self.patience)?;
-        if self.export.holds() {
-            let pid = u32::try_from(peer.pid()).unwrap_or(0);
-            channel = channel.excused_while(move || stands(pid));
-        }
         let hello = match session::greet(&channel) {
             Ok(hello) => hello,
             Err(why) => return Ok(why),
@@ -157,6 +153,11 @@ impl Served {
             return Ok(hello.turn_away(&channel, Refusal::new(Errno::EBUSY, why)));
         }
         let tenancy = Tenancy(self);
+        // Not before: those who stand without a lease would be as many as may come in, and keep all others out.
+        if self.export.holds() {
+            let pid = u32::try_from(peer.pid()).unwrap_or(0);
+            channel = channel.excused_while(move || stands(pid));
+        }
         let lease = |opened| Lease::new(opened, (counters, hold), self.export.no_mappings());
         let opened = self.export.lease().and_then(lease);
         Ok(match opened {

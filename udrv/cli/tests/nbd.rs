@@ -154,6 +154,23 @@ fn nbdcopy_copies_both_ways_over_four_connections() {
 }
 
 #[test]
+fn long_requests_of_several_clients_at_a_time_are_all_answered() {
+    if !there_are(&["qemu-img"]) {
+        return;
+    }
+    let folder = Folder::new("several");
+    let served = Served::new("model:nvme", &folder.file("disk.sock"), &["--connections", "4"]);
+    // 64 MiB at a time, of each: what the server has memory for of all.
+    let bench = ["qemu-img", "bench", "-f", "raw", "-c", "32", "-d", "4", "-s", "16M"];
+    std::thread::scope(|scope| {
+        for more in [&[][..], &["-w"], &[], &["-w", "--flush-interval=16"]] {
+            let words = [&bench[..], more, &[served.uri.as_str()]].concat();
+            scope.spawn(move || client(&words));
+        }
+    });
+}
+
+#[test]
 fn what_was_flushed_is_there_after_the_driver_was_killed_and_started_again() {
     if !there_are(&["nbdcopy", "qemu-img"]) {
         return;

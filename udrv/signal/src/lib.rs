@@ -3,6 +3,9 @@
 //! A trigger is somebody else's descriptor, perhaps a hostile client's, who can fill it, and change its flags, at any moment.
 //! What lives here is how to write to one without ever waiting, and nothing else: which descriptors are let in is decided by
 //! whoever takes them from a stranger.
+//!
+//! A sink that was made before a fork(2) signals from the child as from the parent, without waiting for a lock or for room, also
+//! if other threads of the parent were signalling at that moment.
 
 mod aio;
 

@@ -1,5 +1,6 @@
 //! What lies between the thread that takes a client's requests and the one that answers them.
 
+use super::budget::{Budget, MOST_BYTES_OF_ONE};
 use super::peer::LOOK;
 use super::wire::{Command, MAX_DATA, Request};
 use std::collections::VecDeque;
@@ -8,8 +9,6 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// Most requests of a connection that have come and are not answered.
 const MOST_REQUESTS: usize = 128;
-/// Most bytes of them, as data goes either way. One request of any length is always taken.
-const MOST_BYTES: u64 = 64 << 20;
 
 /// A request, with what a write brought.
 #[derive(Debug, Clone)]
@@ -18,8 +17,9 @@ pub struct Job {
     pub data: Vec<u8>,
 }
 
-#[derive(Default)]
-pub struct Mailbox {
+pub struct Mailbox<'a> {
+    /// Of all connections.
+    budget: &'a Budget,
     state: Mutex<State>,
     changed: Condvar,
     /// Whether something lies in it: looked at without the lock.
@@ -34,6 +34,7 @@ struct State {
     jobs: VecDeque<(Job, Option<u32>)>,
     /// What is not yet answered.
     requests: usize,
+    /// Bytes of it, and of the request that is just coming.
     bytes: u64,
     is_closed: bool,
 }
@@ -44,34 +45,50 @@ fn weight(request: &Request) -> u64 {
     read.max(request.payload).into()
 }
 
-impl Mailbox {
+/// What is not answered any more holds no memory either.
+impl Drop for Mailbox<'_> {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.state().bytes);
+        self.budget.give_back(bytes);
+    }
+}
+
+impl<'a> Mailbox<'a> {
+    pub fn new(budget: &'a Budget) -> Self {
+        let (state, changed) = (Mutex::default(), Condvar::new());
+        Self { budget, state, changed, has_job: AtomicBool::new(false), waits: AtomicBool::new(false) }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for something to change; not long, so that whoever waits looks at other things too.
-    fn look<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    fn look<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
         self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Waits until there is room for a request; `false` if none is taken any more.
-    pub fn has_room_for(&self, request: &Request) -> bool {
+    /// Waits until there is room for a request, whose bytes are set aside; `false` if none is taken any more, or `ends` says so.
+    pub fn has_room_for(&self, request: &Request, ends: impl Fn() -> bool) -> bool {
+        let bytes = weight(request);
         let mut state = self.state();
-        let fits = |state: &State| {
-            let bytes = state.bytes.saturating_add(weight(request));
-            state.requests == 0 || (state.requests < MOST_REQUESTS && bytes <= MOST_BYTES)
-        };
-        while !state.is_closed && !fits(&state) {
+        while !state.is_closed
+            && (state.requests >= MOST_REQUESTS || state.bytes.saturating_add(bytes) > MOST_BYTES_OF_ONE)
+        {
             state = self.look(state);
         }
-        !state.is_closed
+        drop(state);
+        if !self.budget.take(bytes, || self.state().is_closed || ends()) {
+            return false;
+        }
+        self.state().bytes += bytes;
+        true
     }
 
-    /// Puts one in. Whether who answers has to be woken at its disk.
+    /// Puts one in that there was room for. Whether who answers has to be woken at its disk.
     pub fn put(&self, job: Job, refusal: Option<u32>) -> bool {
         let mut state = self.state();
         state.requests += 1;
-        state.bytes = state.bytes.saturating_add(weight(&job.request));
         state.jobs.push_back((job, refusal));
         self.has_job.store(true, Ordering::SeqCst);
         drop(state);
@@ -111,8 +128,10 @@ impl Mailbox {
     pub fn answered(&self, request: &Request) {
         let mut state = self.state();
         state.requests = state.requests.saturating_sub(1);
-        state.bytes = state.bytes.saturating_sub(weight(request));
+        let bytes = weight(request).min(state.bytes);
+        state.bytes -= bytes;
         drop(state);
+        self.budget.give_back(bytes);
         self.changed.notify_all();
     }
 

@@ -5,6 +5,7 @@
 //! them to the disk, many at a time, and answers each when it has ended, in whatever order that is; replies are in the
 //! simple form, which has the request's handle and nothing of order.
 
+mod budget;
 mod mailbox;
 mod negotiate;
 mod peer;

@@ -11,7 +11,7 @@ const MOST_OPTIONS: u32 = 64;
 pub fn negotiate(peer: &mut Peer, geometry: &Geometry) -> Result<bool> {
     let ours = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
     let greeting = [&wire::NBD_MAGIC.to_be_bytes()[..], &wire::OPTION_MAGIC.to_be_bytes(), &ours.to_be_bytes()];
-    peer.send(&greeting.concat())?;
+    peer.send(&greeting.concat(), &[])?;
     let mut flags = [0; 4];
     peer.receive(&mut flags)?;
     let flags = u32::from_be_bytes(flags);
@@ -37,10 +37,10 @@ pub fn negotiate(peer: &mut Peer, geometry: &Geometry) -> Result<bool> {
 
 /// Whether the client goes on to requests, once that is decided.
 fn answer(peer: &mut Peer, geometry: &Geometry, no_zeroes: bool, kind: u32, data: &[u8]) -> Result<Option<bool>> {
-    let mut send = |answer: u32, data: &[u8]| peer.send(&wire::option_reply(kind, answer, data));
+    let mut send = |answer: u32, data: &[u8]| peer.send(&wire::option_reply(kind, answer, data), &[]);
     match kind {
         option::EXPORT_NAME if data.is_empty() => {
-            peer.send(&geometry.export(no_zeroes))?;
+            peer.send(&geometry.export(no_zeroes), &[])?;
             return Ok(Some(true));
         }
         // There is no way to refuse it but to leave.

@@ -1,29 +1,31 @@
 //! A client's socket, with a deadline on everything but the wait for its next request.
 
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, IoSlice, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv_backend::{Error, Result};
 
 /// How long a message that has begun may take, either way.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How often somebody who waits for a request looks whether to stop.
 pub const LOOK: Duration = Duration::from_millis(200);
 
 pub struct Peer {
     stream: UnixStream,
+    patience: Duration,
 }
 
 impl Peer {
-    pub const fn new(stream: UnixStream) -> Self {
-        Self { stream }
+    /// `patience` is for each message that has begun, either way.
+    pub const fn new(stream: UnixStream, patience: Duration) -> Self {
+        Self { stream, patience }
     }
 
     /// The same client, for another thread.
     pub fn another(&self) -> Result<Self> {
         let stream = self.stream.try_clone().map_err(|error| Error::os("sharing an NBD client's socket", error))?;
-        Ok(Self { stream })
+        Ok(Self { stream, patience: self.patience })
     }
 
     /// Leaves the client: whoever waits for it has its end.
@@ -51,7 +53,7 @@ impl Peer {
 
     /// All of `into`.
     pub fn receive(&mut self, into: &mut [u8]) -> Result<()> {
-        let deadline = Deadline::after(PATIENCE);
+        let deadline = Deadline::after(self.patience);
         let mut done = 0;
         while let Some(rest) = into.get_mut(done..).filter(|rest| !rest.is_empty()) {
             let left = deadline.remaining().ok_or_else(|| deadline.missed("the rest of a message of an NBD client"))?;
@@ -77,17 +79,18 @@ impl Peer {
         }
     }
 
-    /// Sends all of `bytes`.
-    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        let deadline = Deadline::after(PATIENCE);
-        let mut rest = bytes;
+    /// Sends a message: its head, and the data behind it.
+    pub fn send(&mut self, head: &[u8], data: &[u8]) -> Result<()> {
+        let deadline = Deadline::after(self.patience);
+        let mut parts = [IoSlice::new(head), IoSlice::new(data)];
+        let mut rest = &mut parts[..];
         while !rest.is_empty() {
             let left = deadline.remaining().ok_or_else(|| deadline.missed("an NBD client's taking of a reply"))?;
             let bounded = self.stream.set_write_timeout(Some(left));
             bounded.map_err(|error| Error::os("bounding the wait for a client", error))?;
-            match self.stream.write(rest) {
+            match self.stream.write_vectored(rest) {
                 Ok(0) => return Err(left_early()),
-                Ok(count) => rest = rest.get(count..).unwrap_or_default(),
+                Ok(count) => IoSlice::advance_slices(&mut rest, count),
                 Err(error) if is_early(&error) => {}
                 Err(error) => return Err(Error::os("writing to an NBD client", error)),
             }

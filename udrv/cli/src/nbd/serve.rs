@@ -1,8 +1,9 @@
 //! The socket, its connections, and their requests.
 
+use super::budget::Budget;
 use super::mailbox::{Job, Mailbox};
 use super::negotiate::negotiate;
-use super::peer::{LOOK, Peer, wrong};
+use super::peer::{LOOK, PATIENCE, Peer, wrong};
 use super::wire::{self, Command, Geometry, Request, errno};
 use super::{Disk, Ended};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -13,6 +14,7 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use udrv_backend::{Error, Result};
 
 /// A socket that clients may connect to. The file goes with it.
@@ -58,13 +60,17 @@ pub struct Server<D> {
     geometry: Geometry,
     /// Those that no connection has.
     disks: Mutex<Vec<D>>,
+    budget: Budget,
+    /// See [`Peer::new`].
+    pub(super) patience: Duration,
     /// What ended the disk, for all connections.
     failed: Mutex<Option<Error>>,
 }
 
 impl<D: Disk> Server<D> {
     pub fn new(geometry: Geometry, disks: Vec<D>) -> Self {
-        Self { geometry, disks: Mutex::new(disks), failed: Mutex::new(None) }
+        let (disks, failed) = (Mutex::new(disks), Mutex::new(None));
+        Self { geometry, disks, budget: Budget::default(), patience: PATIENCE, failed }
     }
 
     /// Serves until `stop` says so, or the disk is gone; requests that have come are answered first.
@@ -87,7 +93,7 @@ impl<D: Disk> Server<D> {
     }
 
     fn connection(&self, stream: UnixStream, mut disk: D, ends: &(dyn Fn() -> bool + Sync)) {
-        let mut peer = Peer::new(stream);
+        let mut peer = Peer::new(stream, self.patience);
         let served = negotiate(&mut peer, &self.geometry)
             .and_then(|goes_on| if goes_on { self.requests(&mut peer, &mut disk, ends) } else { Ok(()) });
         if let Err(error) = served {
@@ -98,7 +104,7 @@ impl<D: Disk> Server<D> {
 
     /// Takes requests in on a thread of its own, and answers them on this one, until there are no more.
     fn requests(&self, peer: &mut Peer, disk: &mut D, ends: &(dyn Fn() -> bool + Sync)) -> Result<()> {
-        let (mailbox, wake) = (Mailbox::default(), disk.waker());
+        let (mailbox, wake) = (Mailbox::new(&self.budget), disk.waker());
         let mut replies = peer.another()?;
         std::thread::scope(|scope| {
             let take_in = || {
@@ -123,7 +129,7 @@ impl<D: Disk> Server<D> {
     fn take_in(
         &self,
         peer: &mut Peer,
-        mailbox: &Mailbox,
+        mailbox: &Mailbox<'_>,
         wake: &(dyn Fn() + Send + Sync),
         ends: &(dyn Fn() -> bool + Sync),
     ) -> Result<()> {
@@ -138,7 +144,7 @@ impl<D: Disk> Server<D> {
             if request.payload > wire::MAX_DATA {
                 return Err(wrong(format!("a write of {} bytes", request.payload), "32 MiB at most"));
             }
-            if !mailbox.has_room_for(&request) {
+            if !mailbox.has_room_for(&request, ends) {
                 return Ok(());
             }
             let mut data = vec![0; request.payload as usize];
@@ -155,21 +161,20 @@ impl<D: Disk> Server<D> {
     }
 
     /// Hands requests to the disk, and answers each when it has ended: all that were taken in, whatever happens.
-    fn answer(&self, peer: &mut Peer, disk: &mut D, mailbox: &Mailbox) -> Result<()> {
+    fn answer(&self, peer: &mut Peer, disk: &mut D, mailbox: &Mailbox<'_>) -> Result<()> {
         let mut sent = Ok(());
         let mut under_way = 0usize;
         let mut reply = |Ended { request, error, data }: Ended| {
             // To a client that takes no answers there are none.
             if sent.is_ok() {
-                let mut answer = wire::reply_head(request.cookie, error).to_vec();
-                if request.command == Command::Read && error == 0 {
-                    answer.extend_from_slice(&data);
-                }
-                sent = peer.send(&answer);
+                let is_read = request.command == Command::Read && error == 0;
+                sent = peer.send(&wire::reply_head(request.cookie, error), if is_read { &data } else { &[] });
                 if sent.is_err() {
                     mailbox.close();
                 }
             }
+            // Before another request may take as much.
+            drop(data);
             mailbox.answered(&request);
         };
         loop {

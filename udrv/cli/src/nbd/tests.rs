@@ -5,10 +5,12 @@ use super::{Command, Disk, Ended, Geometry, Job, Server, bind, errno};
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use udrv_backend::{Error, Result};
+
+mod shared;
 
 const BYTES: usize = 64 << 10;
 
@@ -20,6 +22,8 @@ struct Memory {
     /// How many requests must be under way before one ends.
     holds: Arc<AtomicUsize>,
     begun: Vec<Job>,
+    /// Bytes of all requests that are begun and not ended, on all connections.
+    under_way: Arc<AtomicU64>,
 }
 
 impl Memory {
@@ -45,6 +49,7 @@ impl Disk for Memory {
         self.begun.len() < 16
     }
     fn begin(&mut self, job: Job) {
+        self.under_way.fetch_add(job.request.length.into(), Ordering::SeqCst);
         self.begun.push(job);
     }
     /// The last that was begun ends first.
@@ -61,6 +66,7 @@ impl Disk for Memory {
             return Err(Error::Gone { device: "memory".into(), why: "so the test says".into() });
         }
         while let Some(job) = self.begun.pop() {
+            self.under_way.fetch_sub(job.request.length.into(), Ordering::SeqCst);
             ended(self.perform(job));
         }
         Ok(())
@@ -80,24 +86,33 @@ struct Rig {
 
 impl Rig {
     fn new(name: &str, read_only: bool) -> Self {
+        let geometry = Geometry { bytes: BYTES as u64, block_size: 512, read_only, can_trim: true, can_zero: true };
+        Self::of(name, geometry, 2, Duration::from_secs(30))
+    }
+
+    /// With another disk, for another number of clients, and with another patience.
+    fn of(name: &str, geometry: Geometry, clients: usize, patience: Duration) -> Self {
         let path = std::env::temp_dir().join(format!("udrv-nbd-{name}-{}.sock", std::process::id()));
         let memory = Memory {
-            bytes: Arc::new(Mutex::new(vec![0; BYTES])),
+            bytes: Arc::new(Mutex::new(vec![0; geometry.bytes as usize])),
             flushes: Arc::default(),
             is_gone: Arc::default(),
             holds: Arc::default(),
             begun: Vec::new(),
+            under_way: Arc::default(),
         };
-        let geometry = Geometry { bytes: BYTES as u64, block_size: 512, read_only, can_trim: true, can_zero: true };
         let (listener, stop) = (bind(&path).expect("listening"), Arc::new(AtomicBool::new(false)));
-        let (disks, stopped) = (vec![memory.clone(), memory.clone()], Arc::clone(&stop));
-        let serve = move || Server::new(geometry, disks).run(&listener, &|| stopped.load(Ordering::SeqCst));
+        let (disks, stopped) = (vec![memory.clone(); clients], Arc::clone(&stop));
+        let mut server = Server::new(geometry, disks);
+        server.patience = patience;
+        let serve = move || server.run(&listener, &|| stopped.load(Ordering::SeqCst));
         Self { memory, path, stop, server: Some(std::thread::spawn(serve)) }
     }
 
     fn connect(&self) -> Client {
         let stream = UnixStream::connect(&self.path).expect("connected");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a deadline");
+        stream.set_write_timeout(Some(Duration::from_secs(20))).expect("a deadline");
         Client(stream)
     }
 
