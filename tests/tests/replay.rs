@@ -171,7 +171,7 @@ fn value_that_differs_diverges_with_what_was_expected_and_from_where() {
     {
         assert!(end.contains(word), "no `{word}` in: {end}");
     }
-    assert!(end.contains(&format!("tests/replay.rs:{line}")), "{end}");
+    assert!(end.contains(&format!(" at {}:{line}:", file!())), "as other messages name it: {end}");
     assert!(read(&replay, STATUS).is_err(), "it goes on after a divergence");
 }
 
@@ -207,7 +207,7 @@ fn tour_with_one_bit_changed_in_the_recording_diverges() {
     *count.expect("a transfer") ^= 1;
     let failed = findings(Arc::new(Replay::new(trace, "replay:changed".into())), Delivery::Thread);
     let failed = failed.expect_err("a divergence");
-    assert!(failed.contains("devices/edu/src/driver.rs") && failed.contains("expected"), "{failed}");
+    assert!(failed.contains(" at devices/edu/src/driver.rs:") && failed.contains("expected"), "{failed}");
 }
 
 #[test]

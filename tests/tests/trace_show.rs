@@ -1,8 +1,9 @@
 //! What is made of recordings: where two part, documents for other programs, pictures.
 
 use std::time::Duration;
+use udrv_backend::register::RegisterMap;
 use udrv_backend::{IrqIndex, RegionIndex, Width};
-use udrv_debug::trace::{Event, Outcome, Trace, What, diff, latencies, perfetto, plot};
+use udrv_debug::trace::{Event, Outcome, Stream, Trace, What, diff, latencies, perfetto, plot};
 use udrv_edu::registers::MAP;
 use udrv_tests::recording::{File, count, halves, recorder, small, tour};
 
@@ -85,13 +86,59 @@ fn diff_takes_polls_for_one_if_they_are_of_one_register_in_one_width() {
     assert!(diff(&poll(1, Width::Bits32), &poll(1, Width::Bits16)).is_some());
 }
 
+/// The recording's document for Perfetto.
+fn document(file: &File, map: Option<&RegisterMap>) -> serde_json::Value {
+    let mut bytes = Vec::new();
+    perfetto(&mut Stream::open(&file.0).expect("a trace"), map, &mut bytes).expect("written");
+    serde_json::from_slice(&bytes).expect("JSON")
+}
+
+#[test]
+fn stream_has_what_the_whole_has() {
+    let file = File::new("stream");
+    tour(&file.0);
+    let whole = Trace::open(&file.0).expect("a trace");
+    let (mut stream, mut events) = (Stream::open(&file.0).expect("a trace"), Vec::new());
+    for _ in 0..2 {
+        events.clear();
+        let keep = |event: &Event| {
+            events.push(event.clone());
+            Ok(())
+        };
+        stream.each(keep).expect("read");
+        assert_eq!(events, whole.events);
+    }
+    assert_eq!(
+        (stream.device(), Some(stream.end())),
+        (&whole.device, whole.events.iter().map(|event| event.time).max())
+    );
+    let thread = whole.events[0].thread;
+    assert_eq!(stream.names().thread(thread), whole.names().thread(thread));
+    std::fs::write(&file.0, "none any more").expect("written");
+    assert!(stream.each(|_| Ok(())).is_err(), "it was replaced meanwhile");
+}
+
+#[test]
+fn perfetto_document_of_a_recording_in_which_too_much_begins_is_refused_by_what_that_is() {
+    let file = File::new("too-much");
+    let lend = |iova| What::Lend { iova, size: 1 };
+    made_of(&(0..(1 << 17) + 1).map(lend).collect::<Vec<_>>()).save(&file.0).expect("saved");
+    let mut stream = Stream::open(&file.0).expect("a trace");
+    let error = perfetto(&mut stream, None, &mut std::io::sink()).expect_err("refused").to_string();
+    assert!(error.contains("too-much sent more than 131072 threads, mappings or buffers in flight"), "{error}");
+    // As many one after the other are none too many.
+    let pair = |iova| [lend(iova), What::Return { iova, size: 1 }];
+    made_of(&(0..1 << 17).flat_map(pair).collect::<Vec<_>>()).save(&file.0).expect("saved");
+    perfetto(&mut Stream::open(&file.0).expect("a trace"), None, &mut std::io::sink()).expect("written");
+}
+
 #[test]
 fn perfetto_document_counts_what_the_trace_has() {
     let file = File::new("perfetto");
     tour(&file.0);
     let trace = Trace::open(&file.0).expect("a trace");
-    let text = perfetto(&trace, Some(&MAP)).to_string();
-    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let document = document(&file, Some(&MAP));
+    assert_eq!(document["otherData"]["device"], trace.device.address);
     let events = document["traceEvents"].as_array().expect("events");
     let named = |prefix: &str| {
         let is = |event: &&serde_json::Value| event["name"].as_str().is_some_and(|name| name.starts_with(prefix));
@@ -124,7 +171,7 @@ fn perfetto_document_and_plot_have_threaded_and_bottom_halves() {
     let file = File::new("perfetto-halves");
     halves(&file.0);
     let trace = Trace::open(&file.0).expect("a trace");
-    let document = perfetto(&trace, None);
+    let document = document(&file, None);
     let events = document["traceEvents"].as_array().expect("events");
     let of =
         |phase: &str, kind: u32| events.iter().filter(|event| event["ph"] == phase && event["pid"] == kind).count();

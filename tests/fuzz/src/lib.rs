@@ -124,7 +124,12 @@ pub fn trace(bytes: &[u8]) {
     let Ok(read) = trace::Trace::read(bytes, "input") else { return };
     assert!(read.events.len() <= bytes.len() / 32, "events of nothing");
     assert_eq!(trace::diff(&read, &read), None, "it parts from itself");
-    let _ = (trace::perfetto(&read, None), trace::plot(&read), read.names(), read.has_dma_contents());
+    let _ = (trace::plot(&read), read.names(), read.has_dma_contents());
+    let mut stream = trace::Stream::read(std::io::Cursor::new(bytes), "input").expect("it was read");
+    let mut document = Vec::new();
+    if trace::perfetto(&mut stream, None, &mut document).is_ok() {
+        serde_json::from_slice::<serde_json::Value>(&document).expect("JSON");
+    }
     let replay = Replay::new(read, "replay:input".into());
     let regions = replay.info().regions;
     for region in (0..regions.min(9)).map(RegionIndex) {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use stub_driver::serve::{DeviceServer, Export};
+use udrv::debug::trace::Trace;
 
 /// A folder with a recording of the edu driver's tour in it.
 struct Folder(PathBuf);
@@ -141,6 +142,33 @@ fn plot_is_written_beside_the_recording() {
     succeed(&["trace", "plot", &folder.file("a.trace")]);
     let svg = std::fs::read_to_string(folder.0.join("a.svg")).expect("written");
     assert!(svg.contains("model:edu") && svg.contains("raised to handler"), "{svg}");
+}
+
+/// What it makes of the events is several times the memory that it may have.
+#[test]
+fn export_of_a_long_recording_takes_little_memory() {
+    let folder = Folder::recorded("export", "model:edu");
+    let (file, document) = (folder.file("a.trace"), folder.file("a.json"));
+    let mut trace = Trace::open(Path::new(&file)).expect("a trace");
+    let tour = trace.events.clone();
+    trace.events = (0..1 << 17).map(|number| tour[number % tour.len()].clone()).collect();
+    trace.save(Path::new(&file)).expect("saved");
+    let export = "ulimit -d 32768; exec \"$0\" trace export \"$1\" --perfetto \"$2\"";
+    let arguments = ["-c", export, env!("CARGO_BIN_EXE_udrv"), &file, &document];
+    let output = Command::new("sh").args(arguments).output().expect("sh starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let document: serde_json::Value = serde_json::from_slice(&std::fs::read(document).expect("written")).expect("JSON");
+    assert!(document["traceEvents"].as_array().expect("events").len() > 1 << 16);
+}
+
+#[test]
+fn export_over_the_recording_itself_is_refused() {
+    let folder = Folder::recorded("export-over", "model:edu");
+    let file = folder.file("a.trace");
+    let before = std::fs::read(&file).expect("read");
+    let output = udrv(&["trace", "export", &file, "--perfetto", &file]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("would be overwritten"), "{output:?}");
+    assert_eq!(std::fs::read(&file).expect("read"), before);
 }
 
 #[test]

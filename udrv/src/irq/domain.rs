@@ -92,7 +92,8 @@ impl IrqDomain {
     /// As [`IrqDomain::register`], with a priority, on a shared line, or with another idea of a storm.
     ///
     /// # Errors
-    /// As [`IrqDomain::register`]; a line is shared only if all its registrations say so.
+    /// As [`IrqDomain::register`]; a line is shared only if all its registrations say so, and taken as long as those whose
+    /// handlers have all panicked are.
     pub fn register_with(
         &self,
         backend: &AnyBackend,

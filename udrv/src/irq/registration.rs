@@ -1,6 +1,6 @@
 //! One handler of one source, and what can be asked of it.
 
-use super::contain::contained;
+use super::contain::{contained, let_go};
 use super::deliver::Shared;
 use super::future::NextDelivery;
 use super::inlet::{Kind, event_fd};
@@ -78,7 +78,7 @@ impl Registration {
         domain.shared().observed_with(backend);
         let line = Line { backend: Arc::clone(backend), index, vector };
         let source = enlist(domain.shared(), Some(line), automasked, options)?;
-        Ok(Self::add(domain, source, handler))
+        Self::add(domain, source, handler)
     }
 
     pub(super) fn threaded(
@@ -117,17 +117,24 @@ impl Registration {
     /// A source that no device has, fed by `fd`.
     pub(super) fn of_timer(domain: &IrqDomain, fd: OwnedFd, handler: Handler) -> Result<Self> {
         let source = enlist(domain.shared(), None, false, IrqOptions::default())?;
-        let it = Self::add(domain, source, handler);
+        let it = Self::add(domain, source, handler)?;
         domain.shared().inlet.add(&it.source, fd, Kind::Timer)?;
         Ok(it)
     }
 
-    fn add(domain: &IrqDomain, source: Arc<Source>, handler: Handler) -> Self {
+    fn add(domain: &IrqDomain, source: Arc<Source>, handler: Handler) -> Result<Self> {
         // Told apart within one source only.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        source.add(id, handler);
-        Self { service: Arc::clone(domain.service()), source, thread: None, id, open: true }
+        let refused = source.add(id, handler);
+        let it = Self { service: Arc::clone(domain.service()), source, thread: None, id, open: true };
+        if refused.is_none() {
+            return Ok(it);
+        }
+        let_go(refused);
+        let device = it.source.line().map(|line| line.backend.info().address.clone()).unwrap_or_default();
+        let why = format!("all handlers of {} have panicked, and it is disabled", it.source.describe());
+        Err(Error::Unavailable { device, why, advice: "drop their registrations first".into() })
     }
 
     /// Arms the line unless that is done. Of several handlers that are registered at once the first does it for all; if it

@@ -86,6 +86,11 @@ impl Action {
 /// Most lines have one, and it is kept in place.
 type Actions = SmallVec<[Action; 1]>;
 
+/// Whether all of a line's handlers have panicked. With none at all, one that is about to be added is waited for.
+fn are_retired(actions: &Actions) -> bool {
+    !actions.is_empty() && !actions.iter().any(Action::is_alive)
+}
+
 /// A device may have thousands, so this is kept small: what it costs is measured by `cargo xtask bench irq`.
 ///
 /// In this order, since an `Arc`'s content is aligned to 16 bytes: who raises needs the first 16 and so one cache line, none of
@@ -204,8 +209,15 @@ impl Source {
         self.registered.fetch_update(Ordering::AcqRel, Ordering::Acquire, count).is_ok()
     }
 
-    pub(super) fn add(&self, id: u32, handler: Handler) {
-        lock(&self.state).actions.push(Action { id, is_gone: false, handler: Some(handler) });
+    /// Gives the handler back if all others of the line have panicked: the line is silenced, or about to be, and it would never
+    /// be called. It then only has its place, for [`Source::remove`]. Handlers that run are not here, and what becomes of their
+    /// line is decided with this one among them.
+    pub(super) fn add(&self, id: u32, handler: Handler) -> Option<Handler> {
+        let actions = &mut lock(&self.state).actions;
+        let is_late = are_retired(actions) && !actions.iter().any(|action| action.is_gone);
+        let (handler, refused) = if is_late { (None, Some(handler)) } else { (Some(handler), None) };
+        actions.push(Action { id, is_gone: false, handler });
+        refused
     }
 
     /// Takes one handler out, and says whether it was the last. While the handlers run this is only noted.
@@ -290,7 +302,7 @@ impl Source {
             let gone: Vec<u32> = actions.iter().filter(|action| action.is_gone).map(|action| action.id).collect();
             (removed, actions) = actions.into_iter().partition(|action| gone.contains(&action.id));
         }
-        outcome.alive = actions.iter().any(Action::is_alive);
+        outcome.alive = !are_retired(&actions);
         state.actions = actions;
         drop(state);
         // What a handler owns may take locks when it goes, ours included.
@@ -318,7 +330,7 @@ impl Source {
             if stormed {
                 tracing::error!(source = %self.describe(), "interrupts that nobody handles: masked until rearmed");
             }
-            self.silence();
+            self.silence(shared);
         } else if outcome.threads.is_empty() {
             self.unmask();
         } else {
@@ -356,9 +368,12 @@ impl Source {
         let_go(handler);
     }
 
-    fn silence(&self) {
+    fn silence(&self, shared: &Shared) {
+        let _alone = shared.inlet.alone();
         if let Some(line) = &self.line
             && !self.is_automasked
+            // Since then it may have been, and taken anew.
+            && !self.is_given_back()
             && let Err(error) = line.backend.set_triggers(line.index, line.vector, &[None])
         {
             tracing::warn!(%error, source = %self.describe(), "disarming an interrupt that nobody handles");
@@ -368,14 +383,14 @@ impl Source {
     /// One threaded half has returned.
     pub(super) fn thread_done(&self, shared: &Shared) {
         if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_given_back() {
-            if lock(&self.state).actions.iter().any(Action::is_alive) {
+            if are_retired(&lock(&self.state).actions) {
+                // It stays disabled, and as after handlers that have all panicked.
+                self.silence(shared);
+            } else {
                 self.unmask();
                 if self.mark.enable() {
                     shared.mark(self.rank);
                 }
-            } else {
-                // It stays disabled, and as after handlers that have all panicked.
-                self.silence();
             }
         }
         shared.advance();

@@ -4,14 +4,15 @@ mod minimise;
 mod show;
 
 use crate::drivers;
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use show::Shown;
 use std::fmt::Write as _;
-use std::io::Write as _;
+use std::fs::File;
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use udrv::debug::trace::{Event, Trace, diff, perfetto, plot};
+use udrv::debug::trace::{Description, Event, Stream, Trace, diff, perfetto, plot};
 use udrv_backend::register::RegisterMap;
 
 #[derive(Args)]
@@ -69,8 +70,8 @@ fn map_named(name: &str) -> std::result::Result<&'static RegisterMap, String> {
 
 impl MapArgs {
     /// By the recorded device's IDs, unless told otherwise. Recordings that name none are old, and all of edu.
-    fn choose(&self, trace: &Trace) -> Option<&'static RegisterMap> {
-        self.device_map.or_else(|| match &trace.device.identity {
+    fn choose(&self, device: &Description) -> Option<&'static RegisterMap> {
+        self.device_map.or_else(|| match &device.identity {
             Some(identity) => drivers::of(identity).map(|driver| driver.map),
             None => Some(&udrv_edu::registers::MAP),
         })
@@ -125,8 +126,21 @@ pub fn run(args: TraceArgs) -> Result<()> {
         Command::Show(args) => show::show(&args),
         Command::Diff { first, second, map } => compare(&first, &second, &map),
         Command::Export { trace, perfetto: to, map } => {
-            let trace = Trace::open(&trace)?;
-            write(&to, &perfetto(&trace, map.choose(&trace)).to_string())
+            if let (Ok(from), Ok(over)) = (trace.canonicalize(), to.canonicalize())
+                && from == over
+            {
+                bail!("{} would be overwritten: name another with --perfetto", to.display());
+            }
+            let mut trace = Stream::open(&trace)?;
+            let map = map.choose(trace.device());
+            let mut write = |mut file: BufWriter<File>| -> Result<()> {
+                perfetto(&mut trace, map, &mut file)?;
+                Ok(file.flush()?)
+            };
+            let file = File::create(&to).map_err(|error| anyhow!("writing {}: {error}", to.display()))?;
+            write(BufWriter::new(file)).with_context(|| format!("{} is not complete", to.display()))?;
+            eprintln!("wrote {}", to.display());
+            Ok(())
         }
         Command::Plot { trace, output } => {
             let to = output.unwrap_or_else(|| trace.with_extension("svg"));
@@ -150,7 +164,7 @@ fn compare(first: &Path, second: &Path, map: &MapArgs) -> Result<()> {
     };
     let mut text = String::new();
     let mut tell = |path: &Path, trace: &Trace, event: Option<&Event>| {
-        let shown = Shown::new(trace, map.choose(trace), false);
+        let shown = Shown::new(trace, map.choose(&trace.device), false);
         let event = event.map_or_else(|| "had ended".to_owned(), |event| shown.text(event));
         let _ = writeln!(text, "{}: {event}", path.display());
     };

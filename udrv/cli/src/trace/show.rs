@@ -11,7 +11,7 @@ use udrv_backend::{RegionIndex, Width};
 pub(super) fn show(args: &ShowArgs) -> Result<()> {
     let trace = Trace::open(&args.trace)?;
     let unwanted = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let shown = Shown::new(&trace, args.map.choose(&trace), !unwanted && std::io::stdout().is_terminal());
+    let shown = Shown::new(&trace, args.map.choose(&trace.device), !unwanted && std::io::stdout().is_terminal());
     if let (Some(name), Some(map)) = (&args.register, shown.map) {
         let names: Vec<&str> = map.registers.iter().map(|register| register.name).collect();
         if !names.iter().any(|known| known.contains(name.as_str())) {

@@ -276,12 +276,42 @@ impl Script {
 
 /// The line of the driver that made this access: the first that is in none of the libraries in between.
 fn source_line() -> Option<String> {
-    let trace = Backtrace::force_capture().to_string();
+    let folder = std::env::current_dir().unwrap_or_default();
+    first_place(&Backtrace::force_capture().to_string(), file!(), &folder.to_string_lossy())
+}
+
+/// As [`std::panic::Location`] has places: relative to the workspace that `this` file's name is relative to. The backtrace has
+/// full names, but for what is in the current folder.
+fn first_place(backtrace: &str, this: &str, folder: &str) -> Option<String> {
     let ours = ["/rustc/", "/udrv/debug/src/", "/udrv/backend/src/", "/udrv/src/mmio/"];
-    let place = |line: &str| line.trim().strip_prefix("at ").map(str::to_owned);
-    trace
-        .lines()
-        .filter_map(place)
-        .map(|at| at.replacen("./", "/", 1))
-        .find(|at| !ours.iter().any(|part| at.contains(part)))
+    let place = |line: &str| {
+        let at = line.trim().strip_prefix("at ")?;
+        Some(at.strip_prefix("./").map_or_else(|| at.to_owned(), |inside| format!("{folder}/{inside}")))
+    };
+    let places: Vec<String> = backtrace.lines().filter_map(place).collect();
+    let root = places.iter().find_map(|at| at.split_once(this)).map_or("", |(root, _)| root);
+    let drivers = places.iter().find(|at| !ours.iter().any(|part| at.contains(part)))?;
+    Some(drivers.strip_prefix(root).unwrap_or(drivers).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn place_is_relative_to_the_workspace_wherever_it_runs_and_full_outside() {
+        let this = "udrv/debug/src/replay/script.rs";
+        let of = |own: &str, drivers: &str, folder| {
+            let frames = ["/rustc/1/library/std/src/backtrace.rs:1:2", own, drivers, "/w/tests/later.rs:1:1"];
+            let text: String =
+                frames.iter().map(|at| format!("   3: some::function\n             at {at}\n")).collect();
+            first_place(&text, this, folder).expect("a place")
+        };
+        let own = format!("/w/{this}:9:9");
+        assert_eq!(of(&format!("./{this}:9:9"), "./devices/a/driver.rs:5:7", "/w"), "devices/a/driver.rs:5:7");
+        assert_eq!(of(&own, "/w/devices/a/driver.rs:5:7", "/elsewhere"), "devices/a/driver.rs:5:7");
+        assert_eq!(of(&own, "./tests/a.rs:5:7", "/w/devices/a"), "devices/a/tests/a.rs:5:7");
+        assert_eq!(of(&own, "/other/a.rs:5:7", "/w"), "/other/a.rs:5:7");
+        assert_eq!(first_place("", this, "/w"), None);
+    }
 }

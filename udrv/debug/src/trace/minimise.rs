@@ -1,6 +1,8 @@
 //! A shorter recording that still fails.
 
-use super::event::Event;
+use super::event::{Event, Tag, What};
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// How far it has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -13,7 +15,8 @@ pub struct Progress {
 
 /// The shortest list of events found for which `fails` still says so, which it must of all of them: first the end is cut
 /// off, then ever smaller pieces are left out (after Zeller and Hildebrandt's ddmin), until none of one event can be.
-/// Names of threads and files stay. `fails` may be wrong now and then; what is returned did fail.
+/// Names of threads and files stay, and what began and ended on a thread goes with both its ends: without the end all that follows
+/// would be taken for a part of it. `fails` may be wrong now and then; what is returned did fail.
 ///
 /// # Errors
 /// What `fails` gave.
@@ -36,8 +39,7 @@ pub fn minimise<E>(
         let mut shorter = false;
         while start < best.len() {
             let piece = start..best.len().min(start + size);
-            let kept = |(at, event): &(usize, &Event)| !piece.contains(at) || event.what.is_name();
-            let candidate: Vec<Event> = best.iter().enumerate().filter(kept).map(|(_, event)| event.clone()).collect();
+            let candidate = without(&best, piece);
             if candidate.len() < best.len() && attempt(&candidate)? {
                 best = candidate;
                 shorter = true;
@@ -51,6 +53,39 @@ pub fn minimise<E>(
         }
     }
     Ok(best)
+}
+
+/// What is left of the events without a piece of them.
+fn without(events: &[Event], piece: Range<usize>) -> Vec<Event> {
+    let ends = ends(events);
+    let goes = |at: &usize| piece.contains(at) || ends.get(at).is_some_and(|other| piece.contains(other));
+    let kept = |(at, event): &(usize, &Event)| event.what.is_name() || !goes(at);
+    events.iter().enumerate().filter(kept).map(|(_, event)| event.clone()).collect()
+}
+
+/// Where each run of something ends, by where it begins, and the other way round.
+fn ends(events: &[Event]) -> BTreeMap<usize, usize> {
+    let (mut open, mut ends) = (BTreeMap::<_, Vec<usize>>::new(), BTreeMap::new());
+    for (at, event) in events.iter().enumerate() {
+        let (kind, begins) = match event.what {
+            What::HandlerBegin { .. } => (Tag::HandlerBegin, true),
+            What::HandlerEnd { .. } => (Tag::HandlerBegin, false),
+            What::ThreadedBegin { .. } => (Tag::ThreadedBegin, true),
+            What::ThreadedEnd { .. } => (Tag::ThreadedBegin, false),
+            What::BottomHalfBegin { .. } => (Tag::BottomHalfBegin, true),
+            What::BottomHalfEnd { .. } => (Tag::BottomHalfBegin, false),
+            What::SectionBegin { .. } => (Tag::SectionBegin, true),
+            What::SectionEnd { .. } => (Tag::SectionBegin, false),
+            _ => continue,
+        };
+        let begun = open.entry((kind as u8, event.thread)).or_default();
+        if begins {
+            begun.push(at);
+        } else if let Some(begin) = begun.pop() {
+            ends.extend([(begin, at), (at, begin)]);
+        }
+    }
+    ends
 }
 
 /// The shortest beginning that fails, by halving: what comes after the failure is most of a recording.
@@ -69,7 +104,7 @@ fn cut<E>(events: &[Event], attempt: &mut impl FnMut(&[Event]) -> Result<bool, E
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::What;
+    use crate::trace::{Actor, Actors};
     use std::convert::Infallible;
     use std::time::Duration;
     use udrv_backend::IrqIndex;
@@ -103,5 +138,31 @@ mod tests {
         let Ok(shortest) = minimise(&events, fails, |_| {});
         assert_eq!(numbers(&shortest), [3, 9]);
         assert_eq!(minimise(&events, |_| Err("no such test"), |_| {}), Err("no such test"));
+    }
+
+    #[test]
+    fn handler_run_goes_with_both_its_ends_so_that_what_follows_is_the_threads() {
+        let (index, vector) = (IrqIndex::MSI, 0);
+        let mut events: Vec<_> = (0..40).map(event).collect();
+        for begin in [3, 20] {
+            events[begin].what = What::HandlerBegin { index, vector };
+            events[begin + 5].what = What::HandlerEnd { index, vector, handled: true };
+            // Of another thread's run, meanwhile.
+            events[begin + 2].what = What::HandlerBegin { index, vector };
+            events[begin + 7].what = What::HandlerEnd { index, vector, handled: true };
+            events[begin + 2].thread = 2;
+            events[begin + 7].thread = 2;
+        }
+        // It takes a beginning, an access in a run, and one after it that is none of its.
+        let fails = |candidate: &[Event]| {
+            let mut actors = Actors::default();
+            let actors: Vec<_> = candidate.iter().map(|event| (event.number, actors.of(event))).collect();
+            let begins = candidate.iter().any(|event| event.number == 20);
+            Ok::<_, Infallible>(begins && actors.contains(&(21, Actor::Handlers)) && actors.iter().any(|of| of.0 == 39))
+        };
+        let Ok(shortest) = minimise(&events, fails, |_| {});
+        assert_eq!(numbers(&shortest), [20, 21, 25, 39], "the end is as needed as the beginning");
+        let mut actors = Actors::default();
+        assert_eq!(shortest.iter().map(|event| actors.of(event)).last(), Some(Actor::Thread(1)));
     }
 }

@@ -13,6 +13,7 @@ mod perfetto;
 mod plot;
 mod read;
 mod record;
+mod stream;
 mod ticks;
 
 pub use describe::{Description, DmaDescription, Identity};
@@ -25,3 +26,4 @@ pub use perfetto::perfetto;
 pub use plot::{latencies, plot};
 pub use read::Trace;
 pub use record::{Options, Recorder, Recording};
+pub use stream::Stream;

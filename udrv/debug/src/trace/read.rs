@@ -6,11 +6,10 @@ use super::log::{HEADER_WORDS, MAGIC, VERSION, header, replace};
 use super::names::Names;
 use super::ticks::{Scale, Source};
 use nix::fcntl::OFlag;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 use udrv_backend::{Error, Result};
 
 /// The most events of one recording (4 GiB of file): no machine is asked for more memory than that takes.
@@ -35,9 +34,9 @@ pub struct Trace {
 }
 
 /// What is wrong with a file: found, and expected.
-type Wrong = (String, &'static str);
+pub(super) type Wrong = (String, &'static str);
 
-fn refusal(name: &str, (found, expected): Wrong) -> Error {
+pub(super) fn refusal(name: &str, (found, expected): Wrong) -> Error {
     Error::Protocol { peer: name.into(), found, expected: expected.into() }
 }
 
@@ -53,20 +52,21 @@ struct Header {
     end: (u64, u64),
 }
 
+/// A recording as it is read, piece by piece.
+pub(super) struct Pieces {
+    header: Header,
+    /// Events seen so far, also such as were never written.
+    number: u64,
+    unwritten: u64,
+}
+
 impl Trace {
     /// Reads a file, also one whose recorder was killed.
     ///
     /// # Errors
     /// [`Error::Os`]; [`Error::Protocol`] if it is no trace, or one of another version.
     pub fn open(path: &Path) -> Result<Self> {
-        let os = |error: io::Error| Error::os(format!("reading the trace {}", path.display()), error);
-        // Whatever it is, opening it does not wait.
-        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(os)?;
-        let peer = path.display().to_string();
-        if !file.metadata().map_err(os)?.is_file() {
-            return Err(refusal(&peer, ("something that is no file".into(), "a file")));
-        }
-        Self::read(BufReader::with_capacity(1 << 16, file), &peer)
+        Self::read(open(path)?, &path.display().to_string())
     }
 
     /// Reads a recording's bytes, of something of this name.
@@ -79,29 +79,23 @@ impl Trace {
     }
 
     fn parse(mut file: impl Read) -> io::Result<std::result::Result<Self, Wrong>> {
-        let (header, read) = match Header::parse(&mut file)? {
-            Ok(header) => header,
+        let (device, mut pieces) = match Pieces::begin(&mut file)? {
+            Ok(begun) => begun,
             Err(wrong) => return Ok(Err(wrong)),
         };
-        let no_description = || (format!("a description of {} bytes", header.length), "one after the header");
-        if header.length > LONGEST_DESCRIPTION {
-            return Ok(Err(no_description()));
+        let mut events = Vec::new();
+        loop {
+            match pieces.next(&mut file)? {
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break,
+                Err(wrong) => return Ok(Err(wrong)),
+            }
         }
-        let text = up_to(&mut file, header.length)?;
-        if text.len() as u64 != header.length {
-            return Ok(Err(no_description()));
+        let lost = pieces.lost();
+        if let Some(scale) = pieces.scale() {
+            events.iter_mut().for_each(|event| event.time = scale.time(event.time));
         }
-        let device: Description = match serde_json::from_slice(&text) {
-            Ok(device) => device,
-            Err(error) => return Ok(Err((printable(&error.to_string()), "the device's description"))),
-        };
-        if let Err(wrong) = device.check() {
-            return Ok(Err((wrong, "what a device can have")));
-        }
-        let device = Description { address: printable(&device.address), ..device };
-        let before = header.first.saturating_sub(read + header.length);
-        io::copy(&mut (&mut file).take(before), &mut io::sink())?;
-        Ok(header.events(file)?.map(|(events, lost)| Self { device, events, lost }))
+        Ok(Ok(Self { device, events, lost }))
     }
 
     /// Writes it as a recording of its own, in place of a file of this name.
@@ -138,6 +132,93 @@ impl Trace {
         let any = || self.events.iter().any(|event| matches!(event.what, What::Data { .. }));
         self.device.dma_contents.unwrap_or_else(any)
     }
+}
+
+impl Pieces {
+    /// What comes before the events.
+    pub(super) fn begin(file: &mut impl Read) -> io::Result<std::result::Result<(Description, Self), Wrong>> {
+        let (header, read) = match Header::parse(file)? {
+            Ok(header) => header,
+            Err(wrong) => return Ok(Err(wrong)),
+        };
+        let no_description = || (format!("a description of {} bytes", header.length), "one after the header");
+        if header.length > LONGEST_DESCRIPTION {
+            return Ok(Err(no_description()));
+        }
+        let text = up_to(file, header.length)?;
+        if text.len() as u64 != header.length {
+            return Ok(Err(no_description()));
+        }
+        let device: Description = match serde_json::from_slice(&text) {
+            Ok(device) => device,
+            Err(error) => return Ok(Err((printable(&error.to_string()), "the device's description"))),
+        };
+        if let Err(wrong) = device.check() {
+            return Ok(Err((wrong, "what a device can have")));
+        }
+        let device = Description { address: printable(&device.address), ..device };
+        let before = header.first.saturating_sub(read + header.length);
+        io::copy(&mut file.take(before), &mut io::sink())?;
+        Ok(Ok((device, Self { header, number: 0, unwritten: 0 })))
+    }
+
+    /// The next event, with its time as the file has it; `None` after the last.
+    pub(super) fn next(&mut self, file: &mut impl Read) -> io::Result<std::result::Result<Option<Event>, Wrong>> {
+        while self.number < self.header.claimed.min(MOST_EVENTS) && self.unwritten < LONGEST_GAP {
+            let mut bytes = [0; WORDS * 8];
+            match file.read_exact(&mut bytes) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
+                Err(error) => return Err(error),
+            }
+            let number = self.number;
+            self.number += 1;
+            let mut words = [0; WORDS];
+            for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+                *word = bytes.try_into().map_or(0, u64::from_le_bytes);
+            }
+            let [time, head, nanoseconds, _] = words;
+            // A head of 0 is an event whose recorder was killed before it had written it.
+            if head == 0 {
+                self.unwritten += 1;
+                continue;
+            }
+            self.unwritten = 0;
+            if self.header.version > 1 && head.to_le_bytes()[0] == Tag::Clock as u8 {
+                self.header.scale.iter_mut().for_each(|scale| scale.add(time, nanoseconds));
+                continue;
+            }
+            return Ok(match unpack(number, words) {
+                Some(event) => Ok(Some(event)),
+                None => Err((format!("event {number} of no known kind"), "an event of this version")),
+            });
+        }
+        Ok(Ok(None))
+    }
+
+    /// After the last event: how many there was no room for.
+    fn lost(&self) -> u64 {
+        self.header.claimed - self.number
+    }
+
+    /// After the last event: what times are, unless they are nanoseconds.
+    pub(super) fn scale(self) -> Option<Scale> {
+        let (ticks, nanoseconds) = self.header.end;
+        let mut scale = self.header.scale?;
+        scale.add(ticks, nanoseconds);
+        Some(scale)
+    }
+}
+
+/// A trace's file.
+pub(super) fn open(path: &Path) -> Result<BufReader<File>> {
+    let os = |error: io::Error| Error::os(format!("reading the trace {}", path.display()), error);
+    // Whatever it is, opening it does not wait.
+    let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path).map_err(os)?;
+    if !file.metadata().map_err(os)?.is_file() {
+        return Err(refusal(&path.display().to_string(), ("something that is no file".into(), "a file")));
+    }
+    Ok(BufReader::with_capacity(1 << 16, file))
 }
 
 /// At most so many bytes: fewer where the file ends.
@@ -182,49 +263,5 @@ impl Header {
             header.end = (end, nanoseconds);
         }
         Ok(Ok((header, HEADER_WORDS as u64 * 8)))
-    }
-
-    /// The events that follow, and how many there was no room for.
-    fn events(self, mut file: impl Read) -> io::Result<std::result::Result<(Vec<Event>, u64), Wrong>> {
-        let mut scale = self.scale;
-        let (mut events, mut seen, mut unwritten) = (Vec::new(), 0, 0);
-        for number in 0..self.claimed.min(MOST_EVENTS) {
-            let mut bytes = [0; WORDS * 8];
-            match file.read_exact(&mut bytes) {
-                Ok(()) => seen += 1,
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
-                Err(error) => return Err(error),
-            }
-            let mut words = [0; WORDS];
-            for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(8)) {
-                *word = bytes.try_into().map_or(0, u64::from_le_bytes);
-            }
-            let [time, head, nanoseconds, _] = words;
-            // A head of 0 is an event whose recorder was killed before it had written it.
-            if head == 0 {
-                unwritten += 1;
-                if unwritten == LONGEST_GAP {
-                    break;
-                }
-                continue;
-            }
-            unwritten = 0;
-            if self.version > 1 && head.to_le_bytes()[0] == Tag::Clock as u8 {
-                scale.iter_mut().for_each(|scale| scale.add(time, nanoseconds));
-                continue;
-            }
-            let Some(event) = unpack(number, words) else {
-                return Ok(Err((format!("event {number} of no known kind"), "an event of this version")));
-            };
-            events.push(event);
-        }
-        if let Some(mut scale) = scale {
-            scale.add(self.end.0, self.end.1);
-            for event in &mut events {
-                let ticks = u64::try_from(event.time.as_nanos()).unwrap_or(u64::MAX);
-                event.time = Duration::from_nanos(scale.nanoseconds(ticks));
-            }
-        }
-        Ok(Ok((events, self.claimed - seen)))
     }
 }

@@ -10,6 +10,7 @@
 )]
 
 use nix::time::{ClockId, clock_gettime};
+use std::time::Duration;
 
 /// Nanoseconds of the monotonic clock. Not `udrv_backend::clock`, which may stand still: a recording's time does not.
 pub(super) fn nanoseconds() -> u64 {
@@ -58,6 +59,9 @@ pub(super) fn counter() -> u64 {
     0
 }
 
+/// As many moments as the longest recording has, and more.
+const MOST_POINTS: usize = 1 << 17;
+
 /// Ticks to time, by moments at which both were known.
 #[derive(Debug, Default)]
 pub(super) struct Scale {
@@ -74,9 +78,16 @@ impl Scale {
 
     /// One more moment. What is not later than the last is no moment of these clocks, and left out.
     pub(super) fn add(&mut self, ticks: u64, nanoseconds: u64) {
-        if self.points.last().is_some_and(|last| ticks > last.0 && nanoseconds > last.1) {
+        if self.points.len() < MOST_POINTS
+            && self.points.last().is_some_and(|last| ticks > last.0 && nanoseconds > last.1)
+        {
             self.points.push((ticks, nanoseconds));
         }
+    }
+
+    /// Of a time that was read as if its ticks were nanoseconds.
+    pub(super) fn time(&self, ticks: Duration) -> Duration {
+        Duration::from_nanos(self.nanoseconds(u64::try_from(ticks.as_nanos()).unwrap_or(u64::MAX)))
     }
 
     /// Between two moments by their distance; beyond the last by the rate of the last two.
