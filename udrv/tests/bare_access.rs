@@ -24,7 +24,7 @@ fn assembly() -> &'static str {
         let done = Command::new(cargo)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .args(args)
-            // What the kit is built on is in these functions only as far as it is inlined, which is done here: it compiles in half the time.
+            // Of others' crates only what is inlined is in these functions, and that is compiled here.
             .arg("--config=profile.release.package.'*'.opt-level=0")
             .args(["--", &emit, "-Ccodegen-units=1", "-Cdebuginfo=0"])
             .output()

@@ -207,7 +207,7 @@ impl Ended {
             Err(error) => ("FAILED", format!("           {error:#}\n           next: {}\n", step.next)),
         };
         let seconds = time.as_secs_f64();
-        println!("==== {}: {word} ({seconds:.1} s)", step.name);
+        print!("==== {}: {word} ({seconds:.1} s)\n{more}", step.name);
         self.overview += &format!("{:<10} {word:<8} {seconds:>7.1} s\n{more}", step.name);
         self.failed |= outcome.is_err();
     }
