@@ -214,3 +214,26 @@ fn recording_of_a_version_to_come_is_refused_by_its_number() {
     let error = Trace::open(&file.0).expect_err("refused").to_string();
     assert!(error.contains("version 4") && error.contains("expected version 1 to 3"), "{error}");
 }
+
+/// Bytes of an event in the file (docs/trace.md).
+const EVENT: usize = 32;
+
+#[test]
+fn events_between_gaps_that_are_none_too_long_by_themselves_are_read() {
+    let file = File::new("gaps");
+    drop(recorder(&file.0, small()));
+    let what = What::Write { region: BAR0, offset: 4, width: Width::Bits32, value: 0, outcome: Outcome::Done };
+    let event = |number| Event { number, time: std::time::Duration::ZERO, thread: 1, what: what.clone() };
+    let trace = Trace { events: (0..120_000).map(event).collect(), ..Trace::open(&file.0).expect("a trace") };
+    trace.save(&file.0).expect("saved");
+    let mut bytes = std::fs::read(&file.0).expect("read");
+    let begin = bytes.len() - trace.events.len() * EVENT;
+    for (number, event) in bytes[begin..].chunks_exact_mut(EVENT).enumerate() {
+        // As a recorder leaves what it had no time to write: two gaps that are too long only together.
+        if number % 60_000 != 59_999 {
+            event.fill(0);
+        }
+    }
+    let read = Trace::read(bytes.as_slice(), "gaps").expect("a trace");
+    assert_eq!(read.events.iter().map(|event| event.number).collect::<Vec<_>>(), [59_999, 119_999]);
+}

@@ -54,6 +54,15 @@ fn write(region: RegionIndex, value: u64) -> What {
 }
 
 #[test]
+fn diff_gives_the_earliest_of_several_divergences() {
+    for order in [[RegionIndex::BAR0, RegionIndex::CONFIG], [RegionIndex::CONFIG, RegionIndex::BAR0]] {
+        let run = |value| made_of(&order.map(|region| write(region, value)));
+        let parted = diff(&run(1), &run(2)).expect("a divergence");
+        assert_eq!(parted.first.map(|event| event.number), Some(0), "{order:?}");
+    }
+}
+
+#[test]
 fn diff_takes_bits_that_a_register_was_left_with_for_no_divergence_and_those_that_a_driver_changes_for_one() {
     let run = |region, found, written| made_of(&[read(region, found), write(region, written)]);
     for region in [RegionIndex::CONFIG, RegionIndex::BAR0] {
@@ -167,6 +176,40 @@ fn perfetto_document_counts_what_the_trace_has() {
 }
 
 #[test]
+fn perfetto_document_of_a_recording_that_breaks_off_ends_what_has_begun_and_nothing_else() {
+    let file = File::new("broken-off");
+    let line = |begins| {
+        let (index, vector) = (IrqIndex::MSI, 0);
+        if begins { What::HandlerBegin { index, vector } } else { What::HandlerEnd { index, vector, handled: true } }
+    };
+    // One that had begun before the recording; one and one more that were under way at its end.
+    made_of(&[line(false), line(true), line(true)]).save(&file.0).expect("saved");
+    let document = document(&file, None);
+    let phases = document["traceEvents"].as_array().expect("events").iter().map(|event| event["ph"].as_str());
+    let phases: Vec<_> = phases.flatten().filter(|phase| ["B", "E"].contains(phase)).collect();
+    assert_eq!(phases, ["B", "B", "E", "E"]);
+}
+
+#[test]
+fn perfetto_document_names_what_is_written_and_what_is_read_at_one_place_apart() {
+    let file = File::new("perfetto-written");
+    let access = [read(RegionIndex::BAR0, 0), write(RegionIndex::BAR0, 0)].map(|what| match what {
+        What::Read { region, value, outcome, .. } => {
+            What::Read { region, offset: 0, width: Width::Bits8, value, outcome }
+        }
+        What::Write { region, value, outcome, .. } => {
+            What::Write { region, offset: 0, width: Width::Bits8, value, outcome }
+        }
+        other => other,
+    });
+    made_of(&access).save(&file.0).expect("saved");
+    let document = document(&file, Some(&udrv_uart16550::registers::MAP));
+    let named =
+        |name: &str| document["traceEvents"].as_array().expect("events").iter().any(|event| event["name"] == name);
+    assert!(named("read RBR") && named("write THR"), "{document:#}");
+}
+
+#[test]
 fn perfetto_document_and_plot_have_threaded_and_bottom_halves() {
     let file = File::new("perfetto-halves");
     halves(&file.0);
@@ -180,6 +223,22 @@ fn perfetto_document_and_plot_have_threaded_and_bottom_halves() {
     assert_eq!(events.iter().filter(name).count(), 3, "bottom halves have where they were made");
     let svg = plot(&trace);
     assert!(svg.contains(">threaded handlers (3)") && svg.contains(">bottom halves (3)"), "{svg}");
+}
+
+#[test]
+fn latency_of_signals_that_became_one_delivery_is_that_of_the_first() {
+    let file = File::new("merged");
+    drop(recorder(&file.0, small()));
+    let (index, vector) = (IrqIndex::MSI, 0);
+    let irq = What::Irq { index, vector, count: 1 };
+    let whats = [irq.clone(), irq, What::HandlerBegin { index, vector }];
+    let events = whats.into_iter().zip(1..).map(|(what, number)| {
+        let time = Duration::from_micros(number);
+        Event { number, time, thread: 1, what }
+    });
+    let trace = Trace { events: events.collect(), ..Trace::open(&file.0).expect("a trace") };
+    assert_eq!(latencies(&trace)[&(IrqIndex::MSI.0, 0)], [Duration::from_micros(2)]);
+    assert!(plot(&trace).contains(">raised MSI 0 (2)"));
 }
 
 #[test]

@@ -87,6 +87,24 @@ fn show_decodes_by_the_recorded_device_and_filters() {
 }
 
 #[test]
+fn show_begins_and_ends_when_it_is_told_to() {
+    let folder = Folder::recorded("times", "model:edu");
+    let file = folder.file("a.trace");
+    let times = |limits: &[&str]| -> Vec<u64> {
+        let shown = succeed(&[&["trace", "show", &file, "--json"], limits].concat());
+        let time = |line: &str| serde_json::from_str::<serde_json::Value>(line).expect("JSON")["time_s"].as_f64();
+        shown.lines().map(|line| (time(line).expect("a time") * 1e9).round() as u64).collect()
+    };
+    let all = times(&[]);
+    let [from, to] = [all.len() / 3, all.len() * 2 / 3].map(|place| all[place]);
+    let seconds = |time: u64| format!("{}.{:09}", time / 1_000_000_000, time % 1_000_000_000);
+    let within = |from, to| all.iter().copied().filter(|time| (from..=to).contains(time)).collect::<Vec<_>>();
+    assert_eq!(times(&["--from", &seconds(from)]), within(from, u64::MAX));
+    assert_eq!(times(&["--to", &seconds(to)]), within(0, to));
+    assert_eq!(times(&["--from", &seconds(from), "--to", &seconds(to)]), within(from, to));
+}
+
+#[test]
 fn reader_that_leaves_is_no_error() {
     let folder = Folder::recorded("left", "model:edu");
     for command in ["show", "diff"] {
