@@ -57,13 +57,6 @@ pub(crate) fn run_all(seconds: u32) -> Result<Option<String>> {
     }
 }
 
-/// Gets what libFuzzer is compiled by; without it the step says so.
-pub(crate) fn install_compiler() {
-    if let Err(error) = install_missing(&[COMPILER]) {
-        eprintln!("fuzz: {error:#}");
-    }
-}
-
 fn run_targets(targets: &[&str], seconds: u32) -> Result<()> {
     let repo = repo_root();
     let work = target_dir(&repo)?.join("fuzz");

@@ -1,7 +1,6 @@
 //! `cargo xtask demo | test | bench | fuzz | stress | new-device | vm`: everything a newcomer or CI runs.
 
 mod bench;
-mod beside;
 mod clock;
 mod demo;
 mod fuzz;

@@ -50,9 +50,11 @@ pub(crate) fn run(args: &NewDeviceArgs) -> Result<()> {
         write(&root.join(filled(path, name)), &filled(content, name))?;
     }
     write(&manifest, &text)?;
-    // Cargo.lock gets its entry, or whoever builds with --locked would be refused.
+    // Cargo.lock gets its entry, or whoever builds with --locked would be refused. This asks for the crates of this platform only:
+    // those of others need not be there.
     let mut lock = cargo();
-    lock.args(["metadata", "--offline", "--format-version=1"]).current_dir(&root).stdout(Stdio::null());
+    lock.args(["tree", "--offline", "--depth=0", "--package", &format!("udrv-{name}")]);
+    lock.current_dir(&root).stdout(Stdio::null());
     crate::succeed(&mut lock)?;
     // The order of imports depends on the name.
     crate::succeed(cargo().args(["fmt", "--package", &format!("udrv-{name}")]).current_dir(&root))?;

@@ -1,10 +1,8 @@
-//! `cargo xtask test`: every check, one step after the other, and the machines beside them (`beside.rs`). A step that fails does not
-//! hide the later ones.
+//! `cargo xtask test`: every check, one step after the other. A step that fails does not hide the later ones.
 
-use crate::beside::{Beside, Folder};
 use crate::vm::{self, Verdict};
-use crate::{cargo, clock, fuzz, succeed};
-use anyhow::{Context as _, Result, anyhow, bail};
+use crate::{cargo, clock, succeed};
+use anyhow::{Result, bail};
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,9 +18,6 @@ pub(crate) struct TestArgs {
     /// Leave out the steps that boot a virtual machine.
     #[arg(long)]
     no_vm: bool,
-    /// For the xtask that runs the machines beside another one: the folder that both know.
-    #[arg(long, hide = true, conflicts_with = "no_vm")]
-    beside: Option<PathBuf>,
     /// Run only the steps and scenarios whose name contains this.
     #[arg(default_value = "", hide_default_value = true)]
     filter: String,
@@ -32,17 +27,6 @@ pub(crate) struct TestArgs {
 struct Context {
     repo: PathBuf,
     filter: String,
-    /// Those for the machines, if they are built already.
-    programs: Option<PathBuf>,
-}
-
-impl Context {
-    fn programs(&self) -> Result<PathBuf> {
-        match &self.programs {
-            Some(built) => Ok(built.clone()),
-            None => vm::build_programs().and_then(|()| vm::programs(&self.repo)),
-        }
-    }
 }
 
 struct Step {
@@ -103,7 +87,7 @@ const STEPS: [Step; 8] = [
         what: "ten seconds of libFuzzer for each decoder of what strangers send",
         next: "cargo xtask fuzz TARGET; what it has found is named above",
         boots: false,
-        run: |_| fuzz::run_all(10),
+        run: |_| crate::fuzz::run_all(10),
     },
     Step {
         name: "vm",
@@ -111,8 +95,8 @@ const STEPS: [Step; 8] = [
         next: "cargo xtask vm -- tests/vm/NAME.sh, or look around in cargo xtask vm --shell",
         boots: true,
         run: |context| {
-            let programs = context.programs()?;
-            conclude(&vm::run_scenarios(&context.repo, &programs, &context.filter)?)
+            vm::build_binaries()?;
+            conclude(&vm::run_scenarios(&context.repo, &context.filter)?)
         },
     },
     Step {
@@ -121,96 +105,38 @@ const STEPS: [Step; 8] = [
         next: "cargo xtask test vfio_user; the guest's log is named above",
         boots: true,
         run: |context| {
-            let programs = context.programs()?;
-            conclude(&vm::run_vfio_user(&context.repo, &programs)?)
+            vm::build_binaries()?;
+            conclude(&vm::run_vfio_user(&context.repo)?)
         },
     },
 ];
 
+/// How one step ended, and after what time.
+struct Ended {
+    step: &'static Step,
+    outcome: Result<Option<String>>,
+    time: Duration,
+}
+
 pub(crate) fn run(args: &TestArgs) -> Result<()> {
-    let folder = args.beside.clone().map(Folder::new);
-    let programs = folder.as_ref().map(Folder::programs);
-    let context = Context { repo: vm::repo_root(), filter: args.filter.clone(), programs };
-    let (mut steps, mut boots) = (Vec::new(), Vec::new());
+    let context = Context { repo: vm::repo_root(), filter: args.filter.clone() };
+    let mut steps = Vec::new();
     for step in &STEPS {
-        let left_out = if step.boots { args.no_vm } else { folder.is_some() };
-        if !left_out && concerns(step, &context)? {
-            if step.boots { &mut boots } else { &mut steps }.push(step);
+        if !(args.no_vm && step.boots) && concerns(step, &context)? {
+            steps.push(step);
         }
     }
-    if steps.is_empty() && boots.is_empty() {
+    if steps.is_empty() {
         let names: Vec<&str> = STEPS.iter().map(|step| step.name).collect();
         bail!("no step or scenario has `{}` in its name: steps are {}", args.filter, names.join(", "));
     }
     let begin = clock::now();
-    let ended = if steps.is_empty() || boots.is_empty() {
-        perform_all(steps.into_iter().chain(boots), &context)
-    } else {
-        perform_beside(steps, boots, &context)
-    };
-    if let Some(folder) = folder {
-        std::fs::write(folder.overview(), &ended.overview).context("cannot write the overview")?;
-    } else {
-        print!("\n==== overview, {:.1} s\n{}", begin.elapsed().as_secs_f64(), ended.overview);
-    }
-    if ended.failed {
-        bail!("not every step has passed");
+    let ended: Vec<Ended> = steps.into_iter().map(|step| perform(step, &context)).collect();
+    let failed = overview(&ended, begin.elapsed());
+    if failed > 0 {
+        bail!("{failed} of {} steps failed", ended.len());
     }
     Ok(())
-}
-
-fn perform_all(steps: impl IntoIterator<Item = &'static Step>, context: &Context) -> Ended {
-    let mut ended = Ended::default();
-    for step in steps {
-        println!("\n==== {}: {}", step.name, step.what);
-        let begin = clock::now();
-        let outcome = (step.run)(context);
-        ended.add(step, &outcome, begin.elapsed());
-    }
-    ended
-}
-
-/// The first here, those that boot a machine in another process.
-fn perform_beside(here: Vec<&'static Step>, boots: Vec<&'static Step>, context: &Context) -> Ended {
-    // A machine sees the programs of its host: what the steps install is there before it boots.
-    vm::install_test_programs();
-    fuzz::install_compiler();
-    let beside = Beside::start(&context.repo, &context.filter);
-    let mut ended = perform_all(here, context);
-    match beside.and_then(Beside::finish) {
-        Ok((well, overview)) => {
-            ended.failed |= !well;
-            ended.overview += &overview;
-        }
-        Err(error) => {
-            for step in boots {
-                ended.add(step, &Err(anyhow!("{error:#}")), Duration::ZERO);
-            }
-        }
-    }
-    ended
-}
-
-/// How steps ended.
-#[derive(Default)]
-struct Ended {
-    /// A line for each, and what to do next.
-    overview: String,
-    failed: bool,
-}
-
-impl Ended {
-    fn add(&mut self, step: &Step, outcome: &Result<Option<String>>, time: Duration) {
-        let (word, more) = match outcome {
-            Ok(None) => ("ok", String::new()),
-            Ok(Some(reason)) => ("ignored", format!("           because {reason}\n")),
-            Err(error) => ("FAILED", format!("           {error:#}\n           next: {}\n", step.next)),
-        };
-        let seconds = time.as_secs_f64();
-        print!("==== {}: {word} ({seconds:.1} s)\n{more}", step.name);
-        self.overview += &format!("{:<10} {word:<8} {seconds:>7.1} s\n{more}", step.name);
-        self.failed |= outcome.is_err();
-    }
 }
 
 /// Whether the filter names the step or something in it.
@@ -222,6 +148,39 @@ fn concerns(step: &Step, context: &Context) -> Result<bool> {
         _ => false,
     };
     Ok(step.name.contains(filter) || within)
+}
+
+fn perform(step: &'static Step, context: &Context) -> Ended {
+    println!("\n==== {}: {}", step.name, step.what);
+    let begin = clock::now();
+    let outcome = (step.run)(context);
+    let time = begin.elapsed();
+    let word = match &outcome {
+        Ok(None) => "ok".to_owned(),
+        Ok(Some(reason)) => format!("ignored: {reason}"),
+        Err(error) => format!("FAILED: {error:#}"),
+    };
+    println!("==== {}: {word} ({:.1} s)", step.name, time.as_secs_f64());
+    Ended { step, outcome, time }
+}
+
+/// Prints how each step ended and what to do next; returns how many failed.
+fn overview(ended: &[Ended], time: Duration) -> usize {
+    println!("\n==== overview, {:.1} s", time.as_secs_f64());
+    for Ended { step, outcome, time } in ended {
+        let word = match outcome {
+            Ok(None) => "ok",
+            Ok(Some(_)) => "ignored",
+            Err(_) => "FAILED",
+        };
+        println!("{:<10} {word:<8} {:>7.1} s", step.name, time.as_secs_f64());
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(reason)) => println!("           because {reason}"),
+            Err(error) => println!("           {error:#}\n           next: {}", step.next),
+        }
+    }
+    ended.iter().filter(|ended| ended.outcome.is_err()).count()
 }
 
 fn run_cargo(args: &[&str]) -> Result<Option<String>> {

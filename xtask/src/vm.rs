@@ -22,7 +22,6 @@ pub(crate) use apt::{install_missing, output_of};
 pub(crate) use bench_usb::run as bench_usb;
 pub(crate) use kernel::install_test_programs;
 pub(crate) use machine::target_dir;
-pub(crate) use run_folder::RunFolder;
 pub(crate) use scenarios::{run_scenarios, titles};
 pub(crate) use verdict::{Verdict, conclude};
 pub(crate) use vfio_user::{run as run_vfio_user, tests as vfio_user_tests};
@@ -30,7 +29,7 @@ pub(crate) use vfio_user::{run as run_vfio_user, tests as vfio_user_tests};
 use anyhow::{Context as _, Result, bail};
 use machine::{Console, Job, shell_quote};
 use std::io::{IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 #[derive(clap::Args)]
@@ -70,11 +69,11 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
         (Console::Output(Duration::from_secs(args.timeout)), command_script(&args.command))
     };
     if !args.no_build {
-        build_programs()?;
+        build_binaries()?;
     }
     let cache = machine::target_dir(&repo)?.join("vm");
     let kernel = kernel::prepare(&cache).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, &programs(&repo)?, &script)?.with_kernel_options(&args.kernel_options);
+    let job = Job::new(&repo, &kernel, &script)?.with_kernel_options(&args.kernel_options);
     let end = job.boot(console, |output| {
         let mut stdout = std::io::stdout();
         stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")
@@ -89,11 +88,11 @@ pub(crate) fn run(args: &VmArgs) -> Result<()> {
 
 /// Runs one command in the virtual machine, which has `more` of QEMU's options, for what it says; that is shown too.
 pub(crate) fn capture(command: &[String], more: &'static [&'static str], limit: Duration) -> Result<String> {
-    build_programs()?;
+    build_binaries()?;
     let repo = repo_root();
     let kernel =
         kernel::prepare(&machine::target_dir(&repo)?.join("vm")).context("the virtual machine cannot run here")?;
-    let job = Job::new(&repo, &kernel, &programs(&repo)?, &command_script(command))?.with_devices(more);
+    let job = Job::new(&repo, &kernel, &command_script(command))?.with_devices(more);
     let mut said = Vec::new();
     let end = job.boot(Console::Output(limit), |output| {
         said.extend_from_slice(output);
@@ -108,15 +107,10 @@ pub(crate) fn capture(command: &[String], more: &'static [&'static str], limit: 
 }
 
 /// What is to be run in the machines, and beside them.
-pub(crate) fn build_programs() -> Result<()> {
+pub(crate) fn build_binaries() -> Result<()> {
     let arguments = ["build", "--quiet", "--workspace", "--bins", "--examples", "--locked"];
     eprintln!("building what runs in the machine (the first time, that takes some minutes) ...");
     crate::succeed(crate::cargo().args(arguments).stdin(std::process::Stdio::null()))
-}
-
-/// Cargo's folder of them.
-pub(crate) fn programs(repo: &Path) -> Result<PathBuf> {
-    Ok(target_dir(repo)?.join("debug"))
 }
 
 /// The repository this xtask belongs to.

@@ -7,7 +7,7 @@ use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain};
 use udrv::mmio::{ByMessage, Io, Window};
 use udrv_backend::register::Word;
-use udrv_backend::{AnyBackend, Backend, Error, RegionIndex, Result};
+use udrv_backend::{AnyBackend, Backend, Error, RegionIndex, Result, Width};
 use udrv_model::ModelBackend;
 use udrv_uart16550::driver::{Counts, Parity, Settings, StopBits, Uart};
 use udrv_uart16550::model::{Plug, UartModel, uart16550};
@@ -37,6 +37,10 @@ impl Line {
 
     fn arrive(&self, bytes: &[u8], errors: LineStatus) {
         bytes.iter().for_each(|byte| self.model.from_outside(|model| model.receive(*byte, errors)));
+    }
+
+    fn register(&self, offset: u64) -> u64 {
+        self.model.read(RegionIndex::BAR0, offset, Width::Bits8).expect("a register")
     }
 
     /// Waits until the driver has counted what it is to count.
@@ -124,7 +128,8 @@ fn full_queue_asks_the_other_end_to_wait_and_loses_nothing() {
     let mut arrived = 0usize;
     // Beyond the request to wait, until the device has no room either.
     let full = Deadline::after(Duration::from_secs(60));
-    while line.model.from_outside(|model| model.has_room()) || line.uart.counts().received < 4096 {
+    // In this order: once the queue is full, nothing leaves the device.
+    while line.uart.counts().received < 4096 || line.model.from_outside(|model| model.has_room()) {
         if line.model.from_outside(|model| model.has_room()) {
             line.arrive(&[arrived as u8], LineStatus::empty());
             arrived += 1;
@@ -208,6 +213,160 @@ fn shut_down_leaves_no_interrupt_and_nobody_present() {
     assert_eq!([1, 4].map(|offset| register(offset).expect("a register")), [0, 0], "IER, MCR");
     line.arrive(b"x", LineStatus::empty());
     assert!(!line.model.from_outside(|model| udrv_model::DeviceModel::line(model)));
+}
+
+#[test]
+fn device_of_another_class_is_refused_before_it_is_touched() {
+    let irqs = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let mut other = udrv::debug::fault::FaultPlan::default();
+    // The programming interface: 0, a port without FIFOs.
+    other.faults.push(udrv::debug::fault::Fault::StuckBits { region: 7, offset: 8, ones: 0, zeros: 0x0200 });
+    let device = udrv::debug::fault::Faulty::new(uart16550(), other).expect("another device");
+    let refused = attach(Arc::new(device), &irqs, Settings::default()).err().expect("refused").to_string();
+    assert!(refused.contains("070000") && refused.contains("070002"), "{refused}");
+}
+
+#[test]
+fn parity_and_length_are_those_of_the_data_sheets_table() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    for (data_bits, parity, stop_bits, expected) in [
+        (5, Parity::None, StopBits::One, 0x00),
+        (6, Parity::Odd, StopBits::One, 0x09),
+        (7, Parity::Even, StopBits::One, 0x1a),
+        (8, Parity::Mark, StopBits::One, 0x2b),
+        (8, Parity::Space, StopBits::Two, 0x3f),
+    ] {
+        let settings = Settings { data_bits, parity, stop_bits, ..Settings::default() };
+        line.uart.set_line(settings, soon()).expect("set");
+        assert_eq!(line.register(3), expected, "{settings:?}");
+    }
+    for data_bits in [4, 9] {
+        let refused = line.uart.set_line(Settings { data_bits, ..Settings::default() }, soon());
+        assert!(matches!(refused, Err(Error::Unavailable { .. })), "{refused:?}");
+    }
+}
+
+#[test]
+fn break_and_dtr_change_nothing_else_of_the_line() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    line.uart.set_break(true).expect("set");
+    assert_eq!(line.register(3), 0x43);
+    line.uart.set_break(false).expect("set");
+    assert_eq!(line.register(3), 0x03);
+    line.uart.set_dtr(false).expect("set");
+    assert_eq!(line.register(4), 0x0a, "RTS, OUT2");
+    line.uart.set_dtr(true).expect("set");
+    assert_eq!(line.register(4), 0x0b);
+}
+
+#[test]
+fn write_takes_what_there_is_room_for() {
+    let line = Line::new(Delivery::Thread, Settings { wait_for_cts: true, ..Settings::default() });
+    assert_eq!(line.uart.write(&[1; 4000]).expect("written"), 4000);
+    assert_eq!(line.uart.room(), 96);
+    assert_eq!(line.uart.write(&[2; 4000]).expect("written"), 96);
+    assert_eq!((line.uart.room(), line.uart.write(&[3]).expect("no room")), (0, 0));
+}
+
+#[test]
+fn line_changes_only_once_what_was_written_before_is_sent() {
+    let settings = Settings { wait_for_cts: true, ..Settings::default() };
+    let line = Line::new(Delivery::Thread, settings);
+    assert_eq!(line.uart.write(b"held back").expect("written"), 9);
+    let shorter = Settings { data_bits: 7, ..settings };
+    let missed = line.uart.set_line(shorter, Deadline::after(Duration::from_millis(50)));
+    assert!(matches!(missed, Err(Error::Timeout { .. })), "{missed:?}");
+    assert_eq!(line.register(3), 0x03);
+}
+
+#[test]
+fn break_that_waits_behind_a_full_queue_is_still_no_character() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    for count in (16..=4096).step_by(16) {
+        line.arrive(&[1; 16], LineStatus::empty());
+        line.counted("a FIFO of characters", |counts| counts.received == count);
+    }
+    line.arrive(&[0], LineStatus::BREAK);
+    line.counted("the break", |counts| counts.breaks == 1);
+    line.arrive(&[2], LineStatus::empty());
+    assert_eq!(read_exactly(&line.uart, 4097)[4095..], [1, 2]);
+    assert_eq!(line.uart.counts().received, 4097);
+}
+
+#[test]
+fn drain_waits_for_the_device_too() {
+    let irqs = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let uart = attach(Arc::new(uart16550()), &irqs, Settings::default()).expect("attached");
+    // The driver's queue, the receiver's FIFO, and part of the transmitter's: the plug takes no more.
+    let length = 4096 + 16 + 5;
+    let mut written = uart.write(&vec![7; length]).expect("written");
+    irqs.wait("a full queue", soon(), || {
+        written += uart.write(&vec![7; length - written]).expect("written");
+        uart.counts().sent == length as u64
+    })
+    .expect("all is in the device");
+    let missed = uart.drain(Deadline::after(Duration::from_millis(50)));
+    assert!(matches!(missed, Err(Error::Timeout { .. })), "{missed:?}");
+    assert_eq!(read_exactly(&uart, length), vec![7; length]);
+    uart.drain(soon()).expect("sent");
+}
+
+#[test]
+fn other_end_goes_on_only_when_a_quarter_of_the_queue_is_left() {
+    let line = Line::new(Delivery::Thread, Settings::default());
+    let has_rts = || line.model.from_outside(|model| model.outputs().contains(ModemControl::RTS));
+    for count in (16..=3072).step_by(16) {
+        line.arrive(&[1; 16], LineStatus::empty());
+        line.counted("a FIFO of characters", |counts| counts.received == count);
+    }
+    line.irqs.wait("RTS off", soon(), || !has_rts()).expect("three quarters are full");
+    read_exactly(&line.uart, 3072 - 1024);
+    assert!(!has_rts(), "a quarter is still there");
+    read_exactly(&line.uart, 1);
+    assert!(has_rts());
+}
+
+/// The registers of a device that falls off its bus.
+struct Falling {
+    registers: ByMessage<dyn Backend>,
+    is_gone: Arc<AtomicBool>,
+}
+
+impl Io for Falling {
+    fn load<W: Word>(&self, offset: u64) -> Result<W> {
+        // LSR only, so that the handler comes to it.
+        let is_gone = offset == 5 && self.is_gone.load(Ordering::SeqCst);
+        if is_gone { Ok(W::from_raw(u64::MAX)) } else { self.registers.load(offset) }
+    }
+    fn store<W: Word>(&self, offset: u64, value: W) -> Result<()> {
+        self.registers.store(offset, value)
+    }
+}
+
+#[test]
+fn device_that_is_gone_ends_waits_and_hands_out_first_what_had_come() {
+    let model = Arc::new(ModelBackend::new("uart", UartModel::new(Plug::Outside)));
+    let device: AnyBackend = model.clone();
+    let irqs = IrqDomain::new(Delivery::Thread).expect("a domain");
+    let is_gone = Arc::new(AtomicBool::new(false));
+    let registers = ByMessage::new(Arc::clone(&device), RegionIndex::BAR0);
+    let io = Falling { registers, is_gone: Arc::clone(&is_gone) };
+    let failed = Arc::new(AtomicUsize::new(0));
+    let wake = {
+        let (failed, is_gone) = (Arc::clone(&failed), Arc::clone(&is_gone));
+        move || _ = failed.fetch_add(usize::from(is_gone.load(Ordering::SeqCst)), Ordering::SeqCst)
+    };
+    let uart = Uart::attach(&device, io, &irqs, Settings::default(), wake).expect("attached");
+    model.from_outside(|model| model.receive(b'x', LineStatus::empty()));
+    irqs.wait("a character", soon(), || uart.counts().received == 1).expect("received");
+    is_gone.store(true, Ordering::SeqCst);
+    model.from_outside(|model| model.receive(b'y', LineStatus::empty()));
+    irqs.wait("the wake", soon(), || failed.load(Ordering::SeqCst) > 0)
+        .expect("told that something is to be looked at");
+    let mut bytes = [0; 2];
+    assert_eq!((uart.read(&mut bytes).expect("what had come"), bytes[0]), (1, b'x'));
+    let waited = uart.wait_readable(soon());
+    assert!(matches!(waited, Err(Error::Gone { .. })), "{waited:?}");
 }
 
 /// The registers of a device on a line that is faster than its driver: for each character that is taken another has come.

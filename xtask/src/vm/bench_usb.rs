@@ -3,7 +3,7 @@
 
 use super::kernel;
 use super::machine::{Console, Job, shell_quote, target_dir};
-use super::{programs, repo_root};
+use super::repo_root;
 use crate::bench::plot;
 use crate::{cargo, succeed};
 use anyhow::{Context as _, Result, bail};
@@ -59,7 +59,7 @@ fn on_disk(repo: &Path, built: &Built, peer: &Path, part: &str) -> Result<Vec<Va
          {bench} disk {peer} \"$UDRV_VM_RUN/{RESULT}\" {}\n",
         shell_quote(part)
     );
-    let job = Job::new(repo, &kernel, &programs(repo)?, &script)?;
+    let job = Job::new(repo, &kernel, &script)?;
     let end = job.boot(Console::Output(LIMIT), |output| {
         let mut stdout = std::io::stdout();
         stdout.write_all(output).and_then(|()| stdout.flush()).context("cannot write the guest's output")

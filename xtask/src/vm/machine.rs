@@ -112,9 +112,8 @@ impl End {
 }
 
 impl<'a> Job<'a> {
-    /// Writes what the guest needs: `script` is run there by /bin/sh in `repo`, with UDRV_BIN (the folder `programs`) and UDRV_VM_RUN
-    /// set.
-    pub(crate) fn new(repo: &Path, kernel: &'a Kernel, programs: &Path, script: &str) -> Result<Self> {
+    /// Writes what the guest needs: `script` is run there by /bin/sh in `repo`, with UDRV_BIN and UDRV_VM_RUN set.
+    pub(crate) fn new(repo: &Path, kernel: &'a Kernel, script: &str) -> Result<Self> {
         let target = target_dir(repo)?;
         let folder = RunFolder::new(&target.join("vm"), "host")?;
         let config = [("repo", repo), ("run", &folder.path), ("target", &target), ("kernel", &kernel.dir)]
@@ -125,9 +124,9 @@ impl<'a> Job<'a> {
         let prelude = format!(
             "export PATH={}:{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root\n\
              export UDRV_BIN={} UDRV_VM_RUN={}\ncd {} || exit 125\n",
-            shell_quote(&programs.to_string_lossy()),
+            shell_quote(&target.join("debug").to_string_lossy()),
             shell_quote(&path),
-            shell_quote(&programs.to_string_lossy()),
+            shell_quote(&target.join("debug").to_string_lossy()),
             shell_quote(&folder.path.to_string_lossy()),
             shell_quote(&repo.to_string_lossy()),
         );

@@ -40,7 +40,7 @@ impl Scenario {
 /// Boots and runs every scenario whose `vm::NN-name` contains `filter`, in name order, printing a line for each and a summary.
 ///
 /// Where the virtual machine cannot run, every scenario is skipped with the reason.
-pub(crate) fn run_scenarios(repo: &Path, programs: &Path, filter: &str) -> Result<Vec<Verdict>> {
+pub(crate) fn run_scenarios(repo: &Path, filter: &str) -> Result<Vec<Verdict>> {
     let begin = clock::now();
     let all = find(&repo.join("tests/vm"))?;
     let count = all.len();
@@ -50,7 +50,7 @@ pub(crate) fn run_scenarios(repo: &Path, programs: &Path, filter: &str) -> Resul
         Ok(kernel) => {
             let mut verdicts = Vec::new();
             for boot in scenarios.chunk_by(|a, b| a.kernel_options == b.kernel_options) {
-                verdicts.extend(boot_and_run(repo, &kernel, programs, boot)?);
+                verdicts.extend(boot_and_run(repo, &kernel, boot)?);
             }
             verdicts
         }
@@ -109,9 +109,9 @@ fn first_command(script: &str) -> Option<&str> {
     script.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, programs: &Path, scenarios: &[Scenario]) -> Result<Vec<Verdict>> {
+fn boot_and_run(repo: &Path, kernel: &kernel::Kernel, scenarios: &[Scenario]) -> Result<Vec<Verdict>> {
     let options = scenarios.first().map_or("", |scenario| &scenario.kernel_options);
-    let job = Job::new(repo, kernel, programs, include_str!("scenarios.sh"))?.with_kernel_options(options);
+    let job = Job::new(repo, kernel, include_str!("scenarios.sh"))?.with_kernel_options(options);
     let list: String = scenarios.iter().map(|s| format!("{} {}\n", s.name, s.deadline)).collect();
     fs::write(job.folder.file("scenarios"), list)?;
     let limit = BOOT + scenarios.iter().map(|s| s.deadline + GRACE).sum::<u64>();

@@ -104,18 +104,20 @@ pub(crate) fn tests() -> impl Iterator<Item = &'static str> {
 }
 
 /// Runs them, printing a line for each and a summary. Where they cannot run they are skipped with the reason.
-pub(crate) fn run(repo: &Path, programs: &Path) -> Result<Vec<Verdict>> {
+pub(crate) fn run(repo: &Path) -> Result<Vec<Verdict>> {
     let begin = clock::now();
     println!("\n     Running {} tests of a newer QEMU's vfio-user client against the stub", tests().count());
-    let cache = target_dir(repo)?.join("vm");
+    let target = target_dir(repo)?;
+    let cache = target.join("vm");
     let prepared = kernel::prepare(&cache).and_then(|kernel| Ok((kernel, NewerQemu::prepare(&cache)?)));
     let verdicts = match prepared {
         Ok((kernel, qemu)) => {
             println!("{}", qemu.version()?);
+            let binaries = target.join("debug");
             let machine = Machine { kernel: &kernel, qemu: &qemu, folder: RunFolder::new(&cache, "vfio-user")? };
-            let mut verdicts = Story { machine, binaries: programs.to_owned(), verdicts: Vec::new() }.tell()?;
+            let mut verdicts = Story { machine, binaries: binaries.clone(), verdicts: Vec::new() }.tell()?;
             let machine = Machine { kernel: &kernel, qemu: &qemu, folder: RunFolder::new(&cache, "own-drivers")? };
-            verdicts.extend(own_drivers::tell(&machine, programs)?);
+            verdicts.extend(own_drivers::tell(&machine, &binaries)?);
             verdicts
         }
         Err(error) => skip_all(tests().map(str::to_owned), &format!("it cannot run here: {error:#}")),

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use udrv_backend::{Error, Result};
 
+mod negotiation;
+mod requests;
 mod shared;
 
 const BYTES: usize = 64 << 10;
