@@ -201,6 +201,27 @@ fn disable_waits_for_the_threaded_half() {
 }
 
 #[test]
+fn line_is_unmasked_before_its_threaded_half_is_no_longer_active() {
+    for delivery in DELIVERIES {
+        let it = threaded(delivery);
+        it.begin();
+        let (tell, unmasking) = mpsc::channel();
+        let (go_on, may_go_on) = mpsc::channel();
+        it.device.on_unmasking(move || {
+            _ = tell.send(());
+            _ = may_go_on.recv_timeout(Duration::from_secs(10));
+            Ok(())
+        });
+        it.end.send(()).expect("told");
+        unmasking.recv_timeout(Duration::from_secs(10)).expect("it is unmasked");
+        assert!(it.irq.is_active(), "{delivery:?}: who waits for the half would find the line masked");
+        go_on.send(()).expect("told");
+        it.irq.disable().expect("disabled");
+        assert!(!it.device.is_masked(), "{delivery:?}");
+    }
+}
+
+#[test]
 fn dropped_registration_waits_for_the_threaded_half() {
     for delivery in DELIVERIES {
         let Threaded { device, irq, end, begun, domain, hard_runs } = threaded(delivery);

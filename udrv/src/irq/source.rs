@@ -380,17 +380,23 @@ impl Source {
         }
     }
 
-    /// One threaded half has returned.
+    /// One threaded half has returned. Until the last one's line is unmasked, or silenced, the source is active: who waits for
+    /// that finds the line as the halves left it.
     pub(super) fn thread_done(&self, shared: &Shared) {
-        if self.threads.fetch_sub(1, Ordering::AcqRel) == 1 && !self.is_given_back() {
-            if are_retired(&lock(&self.state).actions) {
+        let all_but_the_last = |threads: u16| threads.checked_sub(1).filter(|left| *left > 0);
+        let is_last = self.threads.fetch_update(Ordering::AcqRel, Ordering::Acquire, all_but_the_last).is_err();
+        if is_last {
+            let is_retired = are_retired(&lock(&self.state).actions);
+            if is_retired {
                 // It stays disabled, and as after handlers that have all panicked.
                 self.silence(shared);
-            } else {
+            } else if !self.is_given_back() {
                 self.unmask();
-                if self.mark.enable() {
-                    shared.mark(self.rank);
-                }
+            }
+            // Only now, and before it is enabled: a delivery begins with a count of its own.
+            self.threads.store(0, Ordering::Release);
+            if !is_retired && self.mark.enable() {
+                shared.mark(self.rank);
             }
         }
         shared.advance();
