@@ -161,7 +161,7 @@ impl Pty {
             if self.ready(PollFlags::IN)?.contains(PollFlags::HUP) {
                 return Ok(None);
             }
-            epoll::add(&self.any, &self.far, EventData::new_u64(0), EventFlags::IN)?;
+            epoll::add(&self.any, &self.far, EventData::new_u64(0), self.wanted())?;
             self.set_timer(LOOK)?;
             self.is_open = true;
             self.settings = LineSettings::from(&rustix::termios::tcgetattr(&self.far)?);
@@ -194,24 +194,22 @@ impl Pty {
         // It would be ready, hung up, until it is opened again.
         epoll::delete(&self.any, &self.far)?;
         self.set_timer(Duration::ZERO)?;
-        // The next one must not read what was meant for this one.
+        // The next one must not read what was meant for this one; what it may have written already is left.
         if let Ok(near) = near(&self.path) {
-            let _gone = rustix::termios::tcflush(&near, QueueSelector::IOFlush);
+            let _gone = rustix::termios::tcflush(&near, QueueSelector::IFlush);
         }
         Ok(PtyEvent::Closed)
     }
 
     /// Gives the terminal's reader as many of `bytes` as there is room for (some thousand that were not read), and says how
     /// many; if not all, [`PtyEvent::Room`] comes when there is room again. While nobody has it open all of them are
-    /// dropped, as those a serial port receives then.
+    /// dropped, as those a serial port receives then; who has just opened it gets them, whether or not [`Pty::event`] has
+    /// told of that.
     ///
     /// # Errors
     /// [`Error::Os`] for what the kernel should never answer.
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize> {
-        if !self.is_open {
-            return Ok(bytes.len());
-        }
-        let written = match rustix::io::write(&self.far, bytes) {
+        let written = match self.put(bytes) {
             Ok(written) => written,
             Err(Errno::AGAIN | Errno::INTR) => 0,
             // Closed, which `event` will tell.
@@ -231,10 +229,22 @@ impl Pty {
         self.far.as_fd()
     }
 
+    /// As [`Pty::write`]; as many as there are where they are dropped.
+    fn put(&self, bytes: &[u8]) -> std::result::Result<usize, Errno> {
+        if !self.is_open && self.ready(PollFlags::IN)?.contains(PollFlags::HUP) {
+            return Ok(bytes.len());
+        }
+        rustix::io::write(&self.far, bytes)
+    }
+
     fn want_room(&mut self, wanted: bool) -> std::result::Result<(), Errno> {
         self.wants_room = wanted;
-        let events = if wanted { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };
-        epoll::modify(&self.any, &self.far, EventData::new_u64(0), events)
+        // Before it is known to be open it is not waited for.
+        if self.is_open { epoll::modify(&self.any, &self.far, EventData::new_u64(0), self.wanted()) } else { Ok(()) }
+    }
+
+    fn wanted(&self) -> EventFlags {
+        if self.wants_room { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN }
     }
 
     fn ready(&self, events: PollFlags) -> std::result::Result<PollFlags, Errno> {

@@ -142,6 +142,22 @@ fn reader_that_does_not_read_makes_write_short_until_it_does() {
 }
 
 #[test]
+fn who_has_just_opened_it_gets_what_comes_before_that_is_told() {
+    let mut pty = Pty::open().unwrap();
+    let mut program = program(&pty);
+    let bytes: Vec<u8> = (0..100_000_u32).map(|at| (at % 251) as u8).collect();
+
+    let written = pty.write(&bytes).unwrap();
+    assert!((1..bytes.len()).contains(&written), "{written}");
+    assert!(matches!(wait_for_event(&mut pty), PtyEvent::Opened(_)));
+    let mut read = vec![0; written];
+    program.read_exact(&mut read).unwrap();
+    assert_eq!(wait_for_event(&mut pty), PtyEvent::Room);
+
+    assert!(read == bytes[..written]);
+}
+
+#[test]
 fn link_leads_to_the_terminal_until_it_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let link = folder.path().join("serial");

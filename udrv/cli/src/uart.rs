@@ -34,9 +34,7 @@ pub struct UartArgs {
 pub fn run(args: &UartArgs, stop: &Stop) -> Result<()> {
     let Surrounded { device, findings } = args.device.open(&udrv_uart16550::registers::MAP)?;
     let mut pty = Pty::open()?;
-    if let Some(link) = &args.link {
-        pty.link(link)?;
-    }
+    let link = args.link.clone();
     let news = Arc::new(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?);
     let wake = {
         let news = Arc::clone(&news);
@@ -45,7 +43,13 @@ pub fn run(args: &UartArgs, stop: &Stop) -> Result<()> {
             let _full = news.write(1);
         }
     };
-    let job = move |uart: &Uart, context: &Context| Bridge::new(pty, uart, context).run(&news);
+    let job = move |uart: &Uart, context: &Context| {
+        // Not before the port is up: whoever finds the link may use it, and bringing up drops what comes in.
+        if let Some(link) = &link {
+            pty.link(link)?;
+        }
+        Bridge::new(pty, uart, context).run(&news)
+    };
     let config = SerialConfig { settings: Settings::default(), wake: Box::new(wake), job: Box::new(job) };
     let mut host = Host::stopped_by(stop.clone());
     host.start::<Serial>(device, Delivery::Thread, config)?;

@@ -137,3 +137,18 @@ fn device_that_is_no_serial_port_is_refused_in_one_line() {
     assert_eq!((output.status.code(), error.lines().count()), (Some(1), 1), "{error}");
     assert!(error.contains("class code 00ff00: expected 070002") || error.contains("BAR0"), "{error}");
 }
+
+#[test]
+fn terminal_is_linked_only_once_the_port_is_up() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = Command::new(env!("CARGO_BIN_EXE_udrv"))
+        .args(["run", "uart16550", "--device", "model:edu", "--link"])
+        .arg(folder.path().join("no-such-folder/tty"))
+        .output()
+        .expect("udrv starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && !error.contains("no-such-folder"),
+        "linked before the device was refused: {error}"
+    );
+}

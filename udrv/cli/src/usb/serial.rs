@@ -113,10 +113,7 @@ impl<'a> Bridge<'a> {
             }
         };
         let port = SerialPort::attach(device, protocol, &irqs, wake)?;
-        let mut pty = Pty::open()?;
-        if let Some(link) = &args.link {
-            pty.link(link)?;
-        }
+        let pty = Pty::open()?;
         let inputs = port.inputs();
         let mut bridge = Self {
             args,
@@ -132,6 +129,10 @@ impl<'a> Bridge<'a> {
         };
         let settings = bridge.pty.settings();
         bridge.apply(settings)?;
+        // Whoever finds the link may use it.
+        if let Some(link) = &args.link {
+            bridge.pty.link(link)?;
+        }
         Ok(bridge)
     }
 
