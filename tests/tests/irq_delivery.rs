@@ -4,7 +4,7 @@ mod irq_device;
 
 use irq_device::{Counted, DELIVERIES, Lines, counting, soon, until, wait_raised};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Barrier, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain, IrqLock, IrqOptions, IrqReturn, Priority, Registration};
@@ -215,6 +215,69 @@ fn section_opened_while_a_handler_runs_waits_for_its_end() {
         about_to_open.send(()).expect("told");
         opening.off(|_| assert_eq!(finished.load(Ordering::SeqCst), 1, "{delivery:?}"));
         runner.join().expect("no panic").expect("it ran");
+    }
+}
+
+#[test]
+fn delivery_point_waits_for_a_handler_that_another_thread_has_begun() {
+    for delivery in DELIVERIES {
+        let it = Counted::new(delivery);
+        let (entered, is_inside) = mpsc::channel();
+        let (finish, may_finish) = mpsc::channel::<()>();
+        let handler = move |_| {
+            entered.send(()).expect("told");
+            may_finish.recv_timeout(Duration::from_secs(10)).expect("told to finish");
+            IrqReturn::Handled
+        };
+        let slow = it.domain.register(&it.device.backend(), IrqIndex::MSI, 1, handler).expect("registered");
+        let runner = std::thread::spawn(move || slow.pend());
+        is_inside.recv_timeout(Duration::from_secs(10)).expect("the handler runs");
+        let (ended, has_ended) = mpsc::channel();
+        let domain = it.domain.clone();
+        let waiter = std::thread::spawn(move || {
+            domain.deliver();
+            _ = ended.send(());
+        });
+        let early = has_ended.recv_timeout(Duration::from_millis(100));
+        finish.send(()).expect("told");
+        assert!(early.is_err(), "{delivery:?}: deliver() returned while a handler ran");
+        has_ended.recv_timeout(Duration::from_secs(10)).expect("it returns");
+        runner.join().and(waiter.join()).expect("no panic");
+    }
+}
+
+#[test]
+fn handlers_of_two_domains_that_pend_each_others_sources_wait_for_neither() {
+    for delivery in DELIVERIES {
+        let sides = [Counted::new(delivery), Counted::new(delivery)];
+        let others = sides.each_ref().map(|side| {
+            Arc::new(
+                side.domain
+                    .register(&side.device.backend(), IrqIndex::MSI, 2, counting(&side.runs))
+                    .expect("registered"),
+            )
+        });
+        let both_run = Arc::new(Barrier::new(2));
+        let (ended, has_ended) = mpsc::channel();
+        for (side, other) in sides.iter().zip(others.iter().rev()) {
+            let (other, both_run, ended) = (Arc::clone(other), Arc::clone(&both_run), ended.clone());
+            let handler = move |_| {
+                both_run.wait();
+                other.pend();
+                IrqReturn::Handled
+            };
+            let first = side.domain.register(&side.device.backend(), IrqIndex::MSI, 1, handler).expect("registered");
+            std::thread::spawn(move || {
+                first.pend();
+                _ = ended.send(());
+            });
+        }
+        for _ in &sides {
+            has_ended.recv_timeout(Duration::from_secs(10)).expect("neither waits for the other");
+        }
+        for side in &sides {
+            side.wait_runs(1);
+        }
     }
 }
 

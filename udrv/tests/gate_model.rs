@@ -231,10 +231,14 @@ impl World {
 
     /// As `Shared::deliver`. True if it stopped before a section that is open.
     fn deliver(&self, me: u32) -> bool {
+        self.deliver_waiting(me, true)
+    }
+
+    fn deliver_waiting(&self, me: u32, may_wait: bool) -> bool {
         while self.gate.pending.any() {
-            match self.gate.claim(me) {
+            match self.gate.claim(me, may_wait) {
                 Claim::Held { .. } => {}
-                Claim::Nested => return false,
+                Claim::Nested | Claim::Busy => return false,
                 Claim::Open => return true,
             }
             while let Some(rank) = self.gate.pending.take() {
@@ -425,6 +429,25 @@ fn disable_against_delivery() {
     }
     thread.join().expect("the domain's thread");
     assert_eq!(world.handled(0), 1, "an interrupt was lost");
+}
+
+/// Two threads that mark and deliver, of which one, in another domain's handler, does not wait for the other.
+fn delivery_that_does_not_wait_against_delivery() {
+    let world = World::start(Barrier::Asymmetric);
+    let domain = world.clone();
+    let thread = loom::thread::spawn(move || {
+        domain.raise(0);
+        domain.deliver(1);
+    });
+    world.raise(1);
+    world.deliver_waiting(0, false);
+    thread.join().expect("the domain's thread");
+    assert_eq!((world.handled(0), world.handled(1)), (1, 1), "an interrupt was lost");
+}
+
+#[test]
+fn delivery_that_does_not_wait_loses_nothing() {
+    check(None, TWO_THREADS, delivery_that_does_not_wait_against_delivery);
 }
 
 #[test]

@@ -34,8 +34,12 @@ pub struct Lines {
 
 type Asked = Mutex<Option<Box<dyn FnMut() -> Result<()> + Send>>>;
 
+/// Who comes while it is being answered is not asked, and does not wait.
 fn ask(asked: &Asked) -> Result<()> {
-    asked.lock().expect("no test panics inside").as_mut().map_or(Ok(()), |answer| answer())
+    let Some(mut answer) = asked.lock().expect("no test panics inside").take() else { return Ok(()) };
+    let answered = answer();
+    asked.lock().expect("no test panics inside").get_or_insert(answer);
+    answered
 }
 
 #[derive(Default)]

@@ -13,6 +13,7 @@ use super::source::Source;
 use super::sync::{Ahead, Barrier, lock};
 use super::{Delivery, Priority};
 use crate::clock;
+use std::cell::Cell;
 use std::panic::Location;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -31,6 +32,32 @@ const SPIN: Duration = Duration::from_micros(50);
 
 /// Deliveries in a row that may go by what the spinning found, before the descriptors are looked at again.
 const SPUN: u32 = 16;
+
+thread_local! {
+    /// Domains whose handlers this thread runs, one called in another's.
+    static DELIVERING: Cell<u32> = const { Cell::new(0) };
+}
+
+/// This thread runs handlers.
+struct Delivering;
+
+impl Delivering {
+    fn begin() -> Self {
+        DELIVERING.set(DELIVERING.get() + 1);
+        Self
+    }
+
+    /// A thread that does must not wait for one that delivers in another domain: that one may be waiting for it.
+    fn is_this_thread() -> bool {
+        DELIVERING.get() != 0
+    }
+}
+
+impl Drop for Delivering {
+    fn drop(&mut self) {
+        DELIVERING.set(DELIVERING.get() - 1);
+    }
+}
 
 /// What a wait's last spin came to.
 #[derive(Default)]
@@ -213,6 +240,16 @@ impl Shared {
         self.deliver_until(None, || self.collect())
     }
 
+    /// As [`Shared::deliver`], for who was promised that what is pending has been delivered: what another thread has just taken
+    /// ends first. In a handler of another domain that is left to the other thread.
+    pub(super) fn deliver_out(self: &Arc<Self>) -> Delivered {
+        let done = self.deliver();
+        if !done.held_back && !Delivering::is_this_thread() {
+            self.gate.wait_out(me());
+        }
+        done
+    }
+
     /// As [`Shared::deliver`], as part of a wait that spins: what the spinning found is delivered without another look at
     /// the descriptors, which it takes between two deliveries anyway.
     pub(super) fn deliver_in_wait(self: &Arc<Self>, spun: &mut Spun) -> Delivered {
@@ -241,8 +278,8 @@ impl Shared {
             if !self.gate.pending.any() {
                 return done;
             }
-            match self.gate.claim(me) {
-                Claim::Nested => return done,
+            match self.gate.claim(me, !Delivering::is_this_thread()) {
+                Claim::Nested | Claim::Busy => return done,
                 Claim::Open => {
                     self.hold_back(clock::now());
                     done.held_back = true;
@@ -251,7 +288,10 @@ impl Shared {
                 Claim::Held { waited: false } => {}
                 Claim::Held { waited: true } => now = None,
             }
-            let (halves, stopped) = self.run_pending(&mut now, &mut done);
+            let (halves, stopped) = {
+                let _delivering = Delivering::begin();
+                self.run_pending(&mut now, &mut done)
+            };
             self.gate.release();
             if stopped {
                 return done;

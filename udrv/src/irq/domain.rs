@@ -167,9 +167,10 @@ impl IrqDomain {
         self.shared.off.set_budget(budget);
     }
 
-    /// Delivers what is pending now, on this thread, unless a section is open. Returns how many handlers ran.
+    /// Delivers what is pending now, on this thread, unless a section is open; waits for another thread that delivers it already,
+    /// but not in a handler. Returns how many handlers ran here.
     pub fn deliver(&self) -> u64 {
-        self.shared.deliver().handlers
+        self.shared.deliver_out().handlers
     }
 
     /// Waits until `done` holds, delivering interrupts meanwhile (in thread delivery, on the domain's thread; else here).

@@ -98,6 +98,8 @@ pub(super) enum Claim {
     Held { waited: bool },
     /// This thread delivers already: the loop around the caller will find what is pending.
     Nested,
+    /// Another thread delivers, and was not to be waited for: it looks again before it ends.
+    Busy,
     /// A section is open; its end delivers.
     Open,
 }
@@ -251,8 +253,8 @@ impl Gate {
         self.holder.load(Ordering::Relaxed) == me + 1
     }
 
-    /// Becomes the one who delivers; waits for another thread that does.
-    pub(super) fn claim(&self, me: u32) -> Claim {
+    /// Becomes the one who delivers; waits for another thread that does, if that may be.
+    pub(super) fn claim(&self, me: u32, may_wait: bool) -> Claim {
         if self.is_holder(me) {
             return Claim::Nested;
         }
@@ -261,6 +263,9 @@ impl Gate {
         }
         let mut waited = false;
         while !self.pending.hold() {
+            if !may_wait {
+                return Claim::Busy;
+            }
             waited = true;
             self.parking.wait_while(|| self.pending.is_held());
         }

@@ -222,18 +222,19 @@ impl Registration {
         self.source.mark.disable();
     }
 
-    /// Undoes one disable. The last one delivers what came meanwhile, unless a section is open.
+    /// Undoes one disable. The last one delivers what came meanwhile, as [`Registration::pend`] does.
     pub fn enable(&self) {
         if self.source.mark.enable() {
             self.shared().mark(self.source.rank());
         }
-        self.shared().deliver();
+        self.shared().deliver_out();
     }
 
-    /// Makes it pending as if the device had signalled it, and delivers it, unless a section is open.
+    /// Makes it pending as if the device had signalled it, and delivers it, unless a section is open; in a handler the loop that
+    /// runs it does. It waits for another thread that has begun to, but not in a handler.
     pub fn pend(&self) {
         self.shared().raise(&self.source, 1);
-        self.shared().deliver();
+        self.shared().deliver_out();
     }
 
     /// Makes it not pending. A level line that is asserted stays masked until something is delivered.
