@@ -3,12 +3,13 @@
 //! It waits for the disk's arrival, opens it in the handler of the hotplug interrupt, reads from it on one thread while 64
 //! control transfers are kept in flight by the handler of their completions; says `pull` at a random moment; and expects
 //! that everything ends with "gone". After each round it says `gone`, with what it still holds: descriptors and memory.
+//! All the while another thread opens and closes another device: libusb handles no events just then.
 
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain, IrqReturn};
@@ -18,6 +19,8 @@ use udrv_usb_storage::driver::Storage;
 
 const IN_FLIGHT: u64 = 64;
 const PATIENCE: Duration = Duration::from_secs(60);
+/// QEMU's keyboard, which stays.
+const OTHER: &str = "usb:0627:0001";
 const GET_DEVICE_DESCRIPTOR: Setup = Setup { request_type: 0x80, request: 6, value: 0x0100, index: 0 };
 
 fn main() -> ExitCode {
@@ -57,10 +60,24 @@ fn run(rounds: usize) -> Result<()> {
         }
     };
     let _hotplug = irqs.register(&hotplug.line(), LINE, 0, handler)?;
+    // Locked while it is open.
+    let other = Arc::new(Mutex::new(()));
+    let opened = Arc::clone(&other);
+    std::thread::spawn(move || {
+        loop {
+            let open = opened.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = OTHER.parse().and_then(|address| host.open(&address)) {
+                eprintln!("{OTHER}: {error}");
+            }
+            drop(open);
+            std::thread::yield_now();
+        }
+    });
     println!("ready");
     for round in 1..=rounds {
         let device = arrived.recv_timeout(PATIENCE).map_err(|_| missed("the disk's arrival"))?;
         pulled_out(&irqs, device)?;
+        let _closed = other.lock().unwrap_or_else(PoisonError::into_inner);
         println!("gone {round} {} {}", descriptors()?, resident_kib()?);
     }
     Ok(())

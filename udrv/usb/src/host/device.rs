@@ -7,11 +7,12 @@ use super::{Bus, UsbAddress, failed, list};
 use crate::backend::{UsbBackend, UsbInfo};
 use crate::descriptor::{Configuration, Descriptors, DeviceDescriptor, Endpoint};
 use crate::lease::Lease;
+use crate::reactor::Source as _;
 use crate::transfer::{Done, EndpointAddress, Kind, Refused, Transfer, TransferId};
 use crate::{Buffer, Error, Result};
 use std::collections::BTreeSet;
 use std::os::fd::AsRawFd as _;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 /// How long transfers may take to end once they are cancelled, before the device is closed over them.
@@ -32,6 +33,25 @@ struct Open {
     in_flight: Arc<InFlight>,
     state: Mutex<State>,
     address: String,
+    /// Dropped after the handle.
+    _closed: LookAgain,
+}
+
+/// Has the USB thread look at libusb's descriptors once more, after a handle of this bus has been closed. libusb handles no
+/// events while another thread closes one (`libusb_try_lock_events`), and what was told meanwhile is not told again.
+struct LookAgain(Weak<Bus>);
+
+impl Drop for LookAgain {
+    fn drop(&mut self) {
+        if let Some(bus) = self.0.upgrade() {
+            let weak = Weak::clone(&self.0);
+            bus.reactor.after(Duration::ZERO, move || {
+                if let Some(bus) = weak.upgrade() {
+                    bus.ready();
+                }
+            });
+        }
+    }
 }
 
 #[derive(Default)]
@@ -47,11 +67,12 @@ impl HostDevice {
     pub(super) fn open(bus: &Arc<Bus>, device: &rusb::Device<rusb::Context>) -> Result<Self> {
         let ports = device.port_numbers().unwrap_or_default();
         let address = UsbAddress::Port { bus: device.bus_number(), ports: ports.clone() }.to_string();
+        let closed = LookAgain(Arc::downgrade(bus));
         let handle = device.open().map_err(|error| explain(&address, "opening it", error))?;
         let bytes = Sysfs::new(device.bus_number(), &ports)
             .descriptors()
             .map_err(|error| Error::os(format!("reading the descriptors of {address}"), error))?;
-        Self::new(bus, handle, address, &bytes, None)
+        Self::new(bus, (closed, handle), address, &bytes, None)
     }
 
     pub(super) fn wrap(bus: &Arc<Bus>, lease: Lease) -> Result<Self> {
@@ -61,14 +82,16 @@ impl HostDevice {
         let read = nix::sys::uio::pread(&lease.node, &mut bytes, 0);
         let read = read.map_err(|error| Error::os(format!("reading the descriptors of {address}"), error))?;
         bytes.truncate(read);
+        let closed = LookAgain(Arc::downgrade(bus));
         let handle = transfer::wrap(&bus.context, lease.node.as_raw_fd())
             .map_err(|error| explain(&address, "opening it", error))?;
-        Self::new(bus, handle, address, &bytes, Some(lease))
+        Self::new(bus, (closed, handle), address, &bytes, Some(lease))
     }
 
     fn new(
         bus: &Arc<Bus>,
-        handle: rusb::DeviceHandle<rusb::Context>,
+        // The handle is dropped first.
+        (closed, handle): (LookAgain, rusb::DeviceHandle<rusb::Context>),
         address: String,
         bytes: &[u8],
         lease: Option<Lease>,
@@ -96,7 +119,7 @@ impl HostDevice {
         }
         let state = Mutex::new(State { had_driver, ..State::default() });
         let in_flight = InFlight::new(Arc::clone(&bus.urbs));
-        let open = Open { handle, in_flight, state, address };
+        let open = Open { handle, in_flight, state, address, _closed: closed };
         Ok(Self { info, open: Some(open), bus: Arc::clone(bus), lease })
     }
 
