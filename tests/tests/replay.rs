@@ -128,6 +128,32 @@ fn two_threads_that_read_one_register_each_get_what_was_recorded_of_it() {
 }
 
 #[test]
+fn handler_on_another_thread_than_recorded_is_not_that_of_the_next_interrupt() {
+    let recording = Recording::of("thread", |_| {});
+    let mut trace = Trace::open(&recording.0).expect("a trace");
+    let (region, width, outcome, index, vector) = (BAR0, Width::Bits32, Outcome::Done, IrqIndex::MSI, 0);
+    let event = |number, thread, what| Event { number, time: std::time::Duration::ZERO, thread, what };
+    let read_of = |value| What::Read { region, offset: STATUS, width, value, outcome };
+    let write_of = |value| What::Write { region, offset: LIVENESS, width, value, outcome };
+    let signal = What::Irq { index, vector, count: 1 };
+    // Each says first, by a write, which it is; the driver's thread ran the first handler, the domain's the second.
+    let events =
+        [(1, write_of(1)), (2, write_of(2)), (1, read_of(11)), (1, write_of(3)), (3, signal), (2, read_of(22))];
+    trace.events = (0..).zip(events).map(|(number, (thread, what))| event(number, thread, what)).collect();
+    let replay = Replay::new(trace, "replay:thread".into());
+    write(&replay, LIVENESS, 1).expect("written");
+    std::thread::scope(|scope| {
+        let domains = scope.spawn(|| {
+            write(&replay, LIVENESS, 2).expect("written");
+            read(&replay, STATUS).expect("read")
+        });
+        assert_eq!(domains.join().expect("ended"), 11, "what came after an interrupt that is still to come");
+    });
+    write(&replay, LIVENESS, 3).expect("written");
+    assert_eq!((read(&replay, STATUS).expect("read"), replay.left()), (22, 0));
+}
+
+#[test]
 fn handlers_may_run_later_than_recorded() {
     let recording = Recording::of("handlers", |_| {});
     let mut trace = Trace::open(&recording.0).expect("a trace");

@@ -5,7 +5,8 @@
 //!   taken; one read more gets the last value again. Between them the same thread makes no other access to the region.
 //! * Access one region earlier or later than another: order is kept in a region, not between them.
 //! * Let another thread do it: order is kept in what each recorded thread did, whichever threads do it now. Where it could
-//!   be what either of two recorded threads did next, it is that of which this thread has done something before.
+//!   be what either of two recorded threads did next, it is what came before the next interrupt; then, that of which this thread
+//!   has done something before.
 //! * Run handlers on another thread, or later: what they do is in an order of its own, if the recording says what that is.
 //! * Map memory, and arm, mask and disarm interrupts, earlier or later.
 //!

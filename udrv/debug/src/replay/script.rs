@@ -56,6 +56,8 @@ pub(super) struct Script {
     repeats: Vec<bool>,
     /// The first that is neither done nor a poll that may be left out.
     cursor: usize,
+    /// Interrupts that have not been signalled.
+    signals: VecDeque<usize>,
     /// Accesses that are not done, by who made them and region, in order.
     streams: BTreeMap<(Actor, u32), VecDeque<usize>>,
     /// Which thread does now what a recorded one did: the first that did something of it.
@@ -85,12 +87,15 @@ impl Script {
             streams.entry(key).or_default().push_back(index);
         }
         let done = vec![false; events.len()];
+        let is_signal = |(_, event): &(usize, &Event)| matches!(event.what, What::Irq { .. });
+        let signals = events.iter().enumerate().filter(is_signal).map(|(index, _)| index).collect();
         Self {
             address,
             events,
             done,
             repeats,
             cursor: 0,
+            signals,
             streams,
             owners: HashMap::new(),
             last: HashMap::new(),
@@ -150,8 +155,9 @@ impl Script {
     }
 
     /// The recorded access that this is: the earliest of those that are next in what a thread did to the region, and how
-    /// many polls before it are left out. What another thread of now has begun is left to it if possible: two threads may be
-    /// about to read the same register.
+    /// many polls before it are left out. One that came after an interrupt that has not been signalled yet is the last choice:
+    /// it may be of that interrupt's handler. What another thread of now has begun is left to it if possible: two threads may
+    /// be about to read the same register.
     fn find(&self, access: &Access) -> Option<((Actor, u32), usize)> {
         let me = std::thread::current().id();
         let in_stream = |(key, stream): (&(Actor, u32), &VecDeque<usize>)| {
@@ -168,7 +174,10 @@ impl Script {
         };
         let found = self.streams.iter().filter(|((_, region), _)| *region == access.region.0).filter_map(in_stream);
         let is_anothers = |actor: Actor| self.owners.get(&actor).is_some_and(|owner| *owner != me);
-        found.min_by_key(|(index, key, _)| (is_anothers(key.0), *index)).map(|(_, key, skipped)| (key, skipped))
+        let signalled = self.signals.front().copied().unwrap_or(usize::MAX);
+        found
+            .min_by_key(|(index, key, _)| (*index > signalled, is_anothers(key.0), *index))
+            .map(|(_, key, skipped)| (key, skipped))
     }
 
     fn diverge(&mut self, access: &Access) -> Error {
@@ -205,6 +214,7 @@ impl Script {
             match &event.what {
                 _ if done => {}
                 What::Irq { index, vector, count } => {
+                    self.signals.pop_front();
                     let vector = (index.0, *vector);
                     match self.triggers.get(&vector) {
                         Some(sink) => {
