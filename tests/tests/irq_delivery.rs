@@ -4,7 +4,7 @@ mod irq_device;
 
 use irq_device::{Counted, DELIVERIES, Lines, counting, soon, until, wait_raised};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Barrier, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 use udrv::clock::Deadline;
 use udrv::irq::{Delivery, IrqDomain, IrqLock, IrqOptions, IrqReturn, Priority, Registration};
@@ -243,52 +243,6 @@ fn delivery_point_waits_for_a_handler_that_another_thread_has_begun() {
         assert!(early.is_err(), "{delivery:?}: deliver() returned while a handler ran");
         has_ended.recv_timeout(Duration::from_secs(10)).expect("it returns");
         runner.join().and(waiter.join()).expect("no panic");
-    }
-}
-
-#[test]
-fn handlers_of_two_domains_that_pend_each_others_sources_wait_for_neither() {
-    for delivery in DELIVERIES {
-        let sides = [Counted::new(delivery), Counted::new(delivery)];
-        let others = sides.each_ref().map(|side| {
-            Arc::new(
-                side.domain
-                    .register(&side.device.backend(), IrqIndex::MSI, 2, counting(&side.runs))
-                    .expect("registered"),
-            )
-        });
-        let both_run = Arc::new(Barrier::new(2));
-        let (ended, has_ended) = mpsc::channel();
-        for (side, other) in sides.iter().zip(others.iter().rev()) {
-            let (other, both_run, ended) = (Arc::clone(other), Arc::clone(&both_run), ended.clone());
-            let handler = move |_| {
-                both_run.wait();
-                other.pend();
-                IrqReturn::Handled
-            };
-            let first = side.domain.register(&side.device.backend(), IrqIndex::MSI, 1, handler).expect("registered");
-            std::thread::spawn(move || {
-                first.pend();
-                _ = ended.send(());
-            });
-        }
-        for _ in &sides {
-            has_ended.recv_timeout(Duration::from_secs(10)).expect("neither waits for the other");
-        }
-        for side in &sides {
-            side.wait_runs(1);
-        }
-    }
-}
-
-#[test]
-fn domains_do_not_hold_each_other_back() {
-    for delivery in DELIVERIES {
-        let (one, other) = (Counted::new(delivery), Counted::new(delivery));
-        one.domain.off(|_| {
-            other.irq.pend();
-            assert_eq!(other.runs(), 1, "{delivery:?}");
-        });
     }
 }
 

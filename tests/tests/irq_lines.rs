@@ -258,6 +258,28 @@ fn storm_is_masked_reported_and_leaves_the_others_alone() {
 }
 
 #[test]
+fn storm_is_told_once_its_line_is_disarmed() {
+    for delivery in DELIVERIES {
+        let (device, domain) = setup(delivery);
+        let options = IrqOptions { storm_window: 100, ..IrqOptions::default() };
+        let handler = |_| IrqReturn::None;
+        let irq = domain.register_with(&device.backend(), IrqIndex::MSI, 0, options, handler).expect("registered");
+        let irq = Arc::new(irq);
+        let (storming, (tell, told)) = (Arc::downgrade(&irq), mpsc::channel());
+        // Who was told before, and rearmed it, would find it disarmed all the same.
+        device.on_disarming(move || {
+            _ = storming.upgrade().map(|irq| tell.send(irq.stats().stormed));
+            Ok(())
+        });
+        until("a storm", || {
+            irq.pend();
+            irq.stats().stormed
+        });
+        assert!(!told.recv_timeout(Duration::from_secs(10)).expect("disarmed"), "{delivery:?}");
+    }
+}
+
+#[test]
 fn storm_of_messages_is_disarmed_and_rearmed_on_demand() {
     for delivery in DELIVERIES {
         let (device, domain) = setup(delivery);

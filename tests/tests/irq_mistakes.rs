@@ -286,6 +286,57 @@ fn window_of_a_storm_that_ends_with_a_wake_still_wakes_the_threaded_half() {
     }
 }
 
+#[test]
+fn backend_that_panics_in_unmasking_keeps_nobody_waiting() {
+    for (delivery, is_threaded) in DELIVERIES.iter().flat_map(|it| [(*it, false), (*it, true)]) {
+        let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+        let (backend, index, options) = (device.backend(), IrqIndex::INTX, IrqOptions::default());
+        let irq = if is_threaded {
+            domain.register_threaded(&backend, index, 0, options, |_| IrqReturn::WakeThread, |_| {})
+        } else {
+            domain.register(&backend, index, 0, |_| IrqReturn::Handled)
+        };
+        let irq = irq.expect("registered");
+        device.on_unmasking(|| panic!("unmasking"));
+        let ended = std::thread::spawn(move || {
+            irq.pend();
+            until("the delivery", || irq.stats().delivered == 1);
+            irq.disable().expect("disabled");
+        });
+        until("its end", || ended.is_finished());
+        ended.join().expect("no panic of its own");
+        assert_of_use(&domain, &device);
+    }
+}
+
+#[test]
+fn registration_beside_the_drop_of_the_last_that_panicked_is_refused_or_delivered_to() {
+    for delivery in DELIVERIES {
+        for _ in 0..200 {
+            let (device, domain) = (Lines::new(), IrqDomain::new(delivery).expect("a domain"));
+            let dead = panicked(&domain, &device, IrqIndex::MSI);
+            let (runs, begun) = (Arc::new(AtomicU64::new(0)), mpsc::channel());
+            std::thread::scope(|scope| {
+                let trying = scope.spawn(|| {
+                    begun.0.send(()).expect("told");
+                    let mut anew = None;
+                    until("the line", || {
+                        let count = counting(&runs);
+                        anew = domain.register_with(&device.backend(), IrqIndex::MSI, 0, SHARED, count).ok();
+                        anew.is_some()
+                    });
+                    anew
+                });
+                begun.1.recv_timeout(PATIENCE).expect("it tries");
+                drop(dead);
+                let _anew = trying.join().expect("no panic of its own");
+                device.fire(0);
+                domain.wait("its own", soon(), || runs.load(Ordering::SeqCst) > 0).expect("delivered");
+            });
+        }
+    }
+}
+
 const SHARED: IrqOptions = IrqOptions { shared: true, priority: Priority::Normal, storm_window: 100_000 };
 
 /// Two handlers of one line that have panicked, one of them in its threaded half.

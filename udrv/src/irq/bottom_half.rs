@@ -1,9 +1,10 @@
 //! Deferred work: what a handler leaves for when the handlers are done.
 
 use super::contain::{contained, let_go};
-use super::deliver::Shared;
+use super::deliver::{Delivering, Shared};
 use super::number::me;
 use super::sync::lock;
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::Location;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -33,6 +34,11 @@ struct Half {
     /// It does not run again.
     closed: AtomicBool,
     work: Mutex<Option<Box<dyn FnMut() + Send>>>,
+}
+
+thread_local! {
+    /// Domains whose bottom halves this thread runs. None of them panics through.
+    static RUNNING: Cell<u32> = const { Cell::new(0) };
 }
 
 #[derive(Default)]
@@ -82,9 +88,9 @@ impl BottomHalf {
         let halves = &self.shared.halves;
         self.half.closed.store(true, Ordering::Release);
         lock(&halves.queue).retain(|half| !Arc::ptr_eq(half, &self.half));
-        let me = me();
-        // A bottom half, of which this may be the one that runs; or a handler, for whose end the one that runs may wait.
-        let must_not_wait = halves.runner.load(Ordering::Acquire) == me + 1 || self.shared.gate.is_holder(me);
+        // A bottom half, of which this may be the one that runs; or a handler, for whose end the one that runs may wait. Of
+        // whatever domain.
+        let must_not_wait = RUNNING.get() != 0 || Delivering::is_this_thread();
         let work = if must_not_wait {
             let Ok(mut slot) = self.half.work.try_lock() else {
                 return Err(Error::NotSupported {
@@ -117,7 +123,9 @@ impl Halves {
                 // The one who runs them looks again when it is done.
                 return false;
             }
+            RUNNING.set(RUNNING.get() + 1);
             let left = (0..ROUNDS).all(|_| self.round(shared));
+            RUNNING.set(RUNNING.get() - 1);
             self.runner.store(NOBODY, Ordering::SeqCst);
             if left || lock(&self.queue).is_empty() {
                 return left;

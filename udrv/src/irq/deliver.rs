@@ -39,7 +39,7 @@ thread_local! {
 }
 
 /// This thread runs handlers.
-struct Delivering;
+pub(super) struct Delivering;
 
 impl Delivering {
     fn begin() -> Self {
@@ -48,7 +48,7 @@ impl Delivering {
     }
 
     /// A thread that does must not wait for one that delivers in another domain: that one may be waiting for it.
-    fn is_this_thread() -> bool {
+    pub(super) fn is_this_thread() -> bool {
         DELIVERING.get() != 0
     }
 }
@@ -177,7 +177,8 @@ impl Shared {
             let since = if self.delivery == Delivery::Signal { sigio::take_first(now) } else { None };
             self.collect();
             self.hold_back(since.unwrap_or(now));
-            self.deliver();
+            // It waits in any case, as opening the section has.
+            self.deliver_until(None, true, || self.collect());
             // What another thread took just when the section closed was pending, too: its handler ends first.
             self.gate.wait_out(me());
         }
@@ -237,7 +238,7 @@ impl Shared {
     /// Runs handlers until nothing is pending, unless a section is open. Within a handler it only marks: the loop that
     /// called it goes on.
     pub(super) fn deliver(self: &Arc<Self>) -> Delivered {
-        self.deliver_until(None, || self.collect())
+        self.deliver_until(None, !Delivering::is_this_thread(), || self.collect())
     }
 
     /// As [`Shared::deliver`], for who was promised that what is pending has been delivered: what another thread has just taken
@@ -261,7 +262,7 @@ impl Shared {
             if let Some(ahead) = spun.last {
                 ahead.fetch();
             }
-            self.deliver_until(Some(clock::now()), || ())
+            self.deliver_until(Some(clock::now()), !Delivering::is_this_thread(), || ())
         } else {
             self.deliver()
         };
@@ -270,15 +271,15 @@ impl Shared {
     }
 
     /// The first handler starts now, if the clock has been read just before.
-    fn deliver_until(self: &Arc<Self>, mut now: Option<Instant>, collect: impl Fn()) -> Delivered {
+    fn deliver_until(self: &Arc<Self>, mut now: Option<Instant>, may_wait: bool, collect: impl Fn()) -> Delivered {
         let me = me();
-        let mut done = Delivered::default();
+        let (mut done, mut no_halves) = (Delivered::default(), false);
         loop {
             collect();
             if !self.gate.pending.any() {
                 return done;
             }
-            match self.gate.claim(me, !Delivering::is_this_thread()) {
+            match self.gate.claim(me, may_wait) {
                 Claim::Nested | Claim::Busy => return done,
                 Claim::Open => {
                     self.hold_back(clock::now());
@@ -293,13 +294,19 @@ impl Shared {
                 self.run_pending(&mut now, &mut done)
             };
             self.gate.release();
+            // It was read for the first handler, if there was one.
+            now = None;
             if stopped {
                 return done;
             }
-            if halves && self.halves.run(self) {
-                // As many rounds as may be: the rest waits for the domain's thread, or the next delivery point.
+            if halves && (no_halves || self.halves.run(self)) {
+                // As many rounds as may be: the rest waits for the domain's thread, or the next delivery point. What was
+                // marked meanwhile by one that did not wait is this one's to deliver.
+                no_halves = true;
                 self.mark_bottom_halves();
-                return done;
+                if !self.gate.pending.any_besides(BOTTOM_HALVES) {
+                    return done;
+                }
             }
         }
     }

@@ -88,6 +88,8 @@ pub(super) struct Gate {
     asleep: Asleep,
     /// Threads that wait for the delivery to end, to open a section.
     entering: AtomicU32,
+    /// 1: somebody met a delivery, did not wait, and left a mark to it.
+    left: AtomicU32,
     parking: Parking,
 }
 
@@ -98,7 +100,8 @@ pub(super) enum Claim {
     Held { waited: bool },
     /// This thread delivers already: the loop around the caller will find what is pending.
     Nested,
-    /// Another thread delivers, and was not to be waited for: it looks again before it ends.
+    /// Another thread delivers, and was not to be waited for: it looks again before it lets go, or, if it has met a section
+    /// that is open, after it.
     Busy,
     /// A section is open; its end delivers.
     Open,
@@ -116,6 +119,7 @@ impl Gate {
             crowd: AtomicU32::new(0),
             asleep: Asleep(AtomicU32::new(0)),
             entering: AtomicU32::new(0),
+            left: AtomicU32::new(0),
             parking: Parking::new(),
         }
     }
@@ -262,23 +266,38 @@ impl Gate {
             return Claim::Open;
         }
         let mut waited = false;
-        while !self.pending.hold() {
-            if !may_wait {
-                return Claim::Busy;
+        loop {
+            while !self.pending.hold() {
+                if !may_wait {
+                    self.left.store(1, Ordering::Relaxed);
+                    // Whoever delivers lets go only after it has seen that, or has let go by now.
+                    if !self.pending.hold() {
+                        return Claim::Busy;
+                    }
+                    break;
+                }
+                waited = true;
+                self.parking.wait_while(|| self.pending.is_held());
             }
-            waited = true;
-            self.parking.wait_while(|| self.pending.is_held());
-        }
-        fence_after_rmw();
-        self.holder.store(me + 1, Ordering::Relaxed);
-        if !self.others(me).all(Slot::is_away) {
-            self.barrier.heavy();
-        }
-        if self.others(me).any(Slot::is_open) || self.crowd.load(Ordering::Acquire) != 0 {
+            fence_after_rmw();
+            self.holder.store(me + 1, Ordering::Relaxed);
+            if !self.others(me).all(Slot::is_away) {
+                self.barrier.heavy();
+            }
+            if !self.is_section_open(me) {
+                return Claim::Held { waited };
+            }
             self.release();
-            return Claim::Open;
+            // The section may have closed before that mark was left, and nobody else looks.
+            if mutant(Mutant::WithdrawalForgetsTheOthers) || self.left.swap(0, Ordering::Relaxed) == 0 {
+                return Claim::Open;
+            }
         }
-        Claim::Held { waited }
+    }
+
+    /// Whether another thread has a section open.
+    fn is_section_open(&self, me: u32) -> bool {
+        self.others(me).any(Slot::is_open) || self.crowd.load(Ordering::Acquire) != 0
     }
 
     /// Waits until no other thread delivers.
@@ -346,7 +365,7 @@ impl Gate {
             return true;
         }
         self.barrier.heavy();
-        self.others(me).any(Slot::is_open) || self.crowd.load(Ordering::Acquire) != 0
+        self.is_section_open(me)
     }
 
     pub(super) fn wake_up(&self) {

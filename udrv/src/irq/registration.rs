@@ -1,7 +1,7 @@
 //! One handler of one source, and what can be asked of it.
 
 use super::contain::{contained, let_go};
-use super::deliver::Shared;
+use super::deliver::{Delivering, Shared};
 use super::future::NextDelivery;
 use super::inlet::{Kind, event_fd};
 use super::service::Service;
@@ -77,8 +77,7 @@ impl Registration {
         let automasked = info.flags.contains(IrqFlags::AUTOMASKED);
         domain.shared().observed_with(backend);
         let line = Line { backend: Arc::clone(backend), index, vector };
-        let source = enlist(domain.shared(), Some(line), automasked, options)?;
-        Self::add(domain, source, handler)
+        Self::add(domain, Some(line), automasked, options, handler)
     }
 
     pub(super) fn threaded(
@@ -116,17 +115,28 @@ impl Registration {
 
     /// A source that no device has, fed by `fd`.
     pub(super) fn of_timer(domain: &IrqDomain, fd: OwnedFd, handler: Handler) -> Result<Self> {
-        let source = enlist(domain.shared(), None, false, IrqOptions::default())?;
-        let it = Self::add(domain, source, handler)?;
+        let it = Self::add(domain, None, false, IrqOptions::default(), handler)?;
         domain.shared().inlet.add(&it.source, fd, Kind::Timer)?;
         Ok(it)
     }
 
-    fn add(domain: &IrqDomain, source: Arc<Source>, handler: Handler) -> Result<Self> {
+    fn add(
+        domain: &IrqDomain,
+        line: Option<Line>,
+        automasked: bool,
+        options: IrqOptions,
+        handler: Handler,
+    ) -> Result<Self> {
         // Told apart within one source only.
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let refused = source.add(id, handler);
+        let (source, refused) = {
+            // Nobody finds a line that is just being given back, and none whose last handler goes before this one comes.
+            let _alone = domain.shared().inlet.alone();
+            let source = enlist(domain.shared(), line, automasked, options)?;
+            let refused = source.add(id, handler);
+            (source, refused)
+        };
         let it = Self { service: Arc::clone(domain.service()), source, thread: None, id, open: true };
         if refused.is_none() {
             return Ok(it);
@@ -191,10 +201,11 @@ impl Registration {
     }
 
     /// Whether waiting for the line's handlers would wait for this thread: it runs one of them, a threaded half included; or it
-    /// runs another handler of the domain, for whose end a threaded half that opens a section waits.
+    /// runs another handler, of whatever domain, for whose end a threaded half that opens a section may wait.
     fn must_not_wait(&self) -> bool {
         let in_half = HALF_OF.get() == Arc::as_ptr(&self.source).addr();
-        in_half || (self.source.is_active() && self.shared().gate.is_holder(super::number::me()))
+        let in_handler = || Delivering::is_this_thread() && self.source.has_halves();
+        in_half || in_handler() || (self.source.is_active() && self.shared().gate.is_holder(super::number::me()))
     }
 
     /// Keeps the line's handlers from running until [`Registration::enable`]; nests. What arrives meanwhile is kept.
@@ -327,8 +338,10 @@ impl Registration {
         drop(alone);
         // With its sender goes the threaded half.
         drop(mine);
+        // Nothing of the driver's runs on it any more, but what its threaded half owned may want the handler's end to go.
         if let Some(thread) = self.thread.take()
             && !inside
+            && !Delivering::is_this_thread()
         {
             let _ended = thread.join();
         }
@@ -350,10 +363,8 @@ impl Drop for Registration {
     }
 }
 
-/// The source of a line, new or shared.
+/// The source of a line, new or shared. Called with [`super::inlet::Inlet::alone`].
 fn enlist(shared: &Shared, line: Option<Line>, is_automasked: bool, options: IrqOptions) -> Result<Arc<Source>> {
-    // Nobody finds a line that is just being given back.
-    let _alone = shared.inlet.alone();
     let mut sources = lock(&shared.sources);
     if let Some(line) = &line {
         let same = sources.values().find(|source| source.line().is_some_and(|other| other.is(line)));

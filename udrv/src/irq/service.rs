@@ -2,7 +2,7 @@
 //! other deliveries, if any task ever waits.
 
 use super::Delivery;
-use super::deliver::Shared;
+use super::deliver::{Delivering, Shared};
 use super::sigio;
 use super::sync::{Condvar, lock};
 use std::cell::Cell;
@@ -113,8 +113,8 @@ impl Drop for Service {
         self.shared.inlet.nudge();
         self.shared.advance();
         for thread in lock(&self.threads).drain(..) {
-            // The last handle of a domain may be dropped by a handler, on this very thread.
-            if thread.thread().id() != std::thread::current().id() {
+            // The last handle of a domain may be dropped by a handler: on this very thread, or while this one waits for its end.
+            if thread.thread().id() != std::thread::current().id() && !Delivering::is_this_thread() {
                 let _ended = thread.join();
             }
         }

@@ -165,7 +165,12 @@ impl Source {
     }
 
     pub(super) fn is_active(&self) -> bool {
-        self.is_running() || self.threads.load(Ordering::Acquire) > 0
+        self.is_running() || self.has_halves()
+    }
+
+    /// Threaded halves run, or are about to.
+    pub(super) fn has_halves(&self) -> bool {
+        self.threads.load(Ordering::Acquire) > 0
     }
 
     pub(super) fn stats(&self) -> IrqStats {
@@ -314,9 +319,6 @@ impl Source {
     fn settle(&self, done: &Done) -> bool {
         let tally = &mut lock(&self.state).tally;
         let storm = tally.settle(done, self.storm_window);
-        if storm {
-            self.stormed.store(true, Ordering::Release);
-        }
         self.show(tally);
         storm
     }
@@ -327,10 +329,13 @@ impl Source {
         } else if stormed || !outcome.alive {
             // Nobody handles it. A level line stays masked as it came; a message is disarmed.
             self.mark.disable();
+            self.silence(shared);
             if stormed {
+                // Only now, that whoever sees it may rearm the line.
+                self.stormed.store(true, Ordering::Release);
+                self.show(&lock(&self.state).tally);
                 tracing::error!(source = %self.describe(), "interrupts that nobody handles: masked until rearmed");
             }
-            self.silence(shared);
         } else if outcome.threads.is_empty() {
             self.unmask();
         } else {
@@ -347,10 +352,14 @@ impl Source {
 
     /// What an unmask cannot do for us is a line that stays silent: it is told, and the driver's deadline is met.
     fn unmask(&self) {
-        if let Some(line) = self.line.as_ref().filter(|_| self.is_automasked)
-            && let Err(error) = line.backend.unmask_irq(line.index, line.vector)
-        {
-            tracing::warn!(%error, index = %line.index, vector = line.vector, "unmasking after the handlers");
+        let Some(line) = self.line.as_ref().filter(|_| self.is_automasked) else { return };
+        // Others wait for what comes after.
+        match contained(|| line.backend.unmask_irq(line.index, line.vector)) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(%error, source = %self.describe(), "unmasking after the handlers");
+            }
+            None => tracing::error!(source = %self.describe(), "the device's backend panicked in unmasking it"),
         }
     }
 
@@ -370,13 +379,15 @@ impl Source {
 
     fn silence(&self, shared: &Shared) {
         let _alone = shared.inlet.alone();
-        if let Some(line) = &self.line
-            && !self.is_automasked
-            // Since then it may have been, and taken anew.
-            && !self.is_given_back()
-            && let Err(error) = line.backend.set_triggers(line.index, line.vector, &[None])
-        {
-            tracing::warn!(%error, source = %self.describe(), "disarming an interrupt that nobody handles");
+        // Since then it may have been given back, and taken anew.
+        let line = self.line.as_ref().filter(|_| !self.is_automasked && !self.is_given_back());
+        let Some(line) = line else { return };
+        match contained(|| line.backend.set_triggers(line.index, line.vector, &[None])) {
+            Some(Ok(())) => {}
+            Some(Err(error)) => {
+                tracing::warn!(%error, source = %self.describe(), "disarming an interrupt that nobody handles");
+            }
+            None => tracing::error!(source = %self.describe(), "the device's backend panicked in disarming it"),
         }
     }
 

@@ -27,6 +27,8 @@ pub(super) enum Mutant {
     EndForgetsTheHolder,
     /// A section's end does not wait for the delivery it meets.
     EndDoesNotWait,
+    /// A delivery that withdraws from a section does not look whether somebody has left a mark to it.
+    WithdrawalForgetsTheOthers,
     /// Whoever was held back by a section sleeps without looking whether that is still open.
     SleepTrustsTheSection,
     /// No barrier between announcing a sleep and looking for what is pending.
