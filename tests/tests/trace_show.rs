@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 use udrv_backend::register::RegisterMap;
-use udrv_backend::{IrqIndex, RegionIndex, Width};
+use udrv_backend::{Backend as _, IrqIndex, RegionIndex, Width};
 use udrv_debug::trace::{Event, Outcome, Stream, Trace, What, diff, latencies, perfetto, plot};
 use udrv_edu::registers::MAP;
 use udrv_tests::recording::{File, count, halves, recorder, small, tour};
@@ -125,6 +125,52 @@ fn stream_has_what_the_whole_has() {
     assert_eq!(stream.names().thread(thread), whole.names().thread(thread));
     std::fs::write(&file.0, "none any more").expect("written");
     assert!(stream.each(|_| Ok(())).is_err(), "it was replaced meanwhile");
+}
+
+#[test]
+fn stream_of_a_recording_that_grows_ends_where_it_did_when_it_was_opened() {
+    let file = File::new("grows");
+    let recorder = recorder(&file.0, small());
+    let access = |_| assert!(recorder.read(RegionIndex(0), 0, Width::Bits32).is_ok());
+    (0..5).for_each(access);
+    let before = Trace::open(&file.0).expect("a trace").events;
+    let mut stream = Stream::open(&file.0).expect("a trace");
+    (0..5).for_each(access);
+    let mut seen = Vec::new();
+    let mut look = |stream: &mut Stream<_>| {
+        seen.clear();
+        stream.each(|event| {
+            seen.push(event.number);
+            Ok(())
+        })?;
+        Ok::<_, udrv_backend::Error>(seen.clone())
+    };
+    let numbers: Vec<_> = before.iter().map(|event| event.number).collect();
+    assert_eq!(look(&mut stream).expect("read"), numbers);
+
+    // One that another thread had begun, and which comes into the file only now.
+    drop(recorder);
+    let whole = std::fs::read(&file.0).expect("read");
+    let first = usize::from(u16::from_le_bytes([whole[16], whole[17]]));
+    let third = first + 2 * 32;
+    let mut hole = whole.clone();
+    hole[third + 8..third + 16].fill(0);
+    std::fs::write(&file.0, &hole).expect("written");
+    let mut stream = Stream::open(&file.0).expect("a trace");
+    std::fs::write(&file.0, &whole).expect("written");
+    assert_eq!(look(&mut stream).expect("read").len(), Trace::open(&file.0).expect("a trace").events.len());
+
+    std::fs::write(&file.0, &whole[..third]).expect("written");
+    let error = look(&mut stream).expect_err("it is shorter").to_string();
+    assert!(error.contains("2 events where there were"), "{error}");
+
+    let mut other = Trace::open(&file.0).expect("a trace");
+    other.device.address = "model:other".into();
+    let copy = File::new("grows-other");
+    other.save(&copy.0).expect("saved");
+    std::fs::copy(&copy.0, &file.0).expect("copied");
+    let error = look(&mut stream).expect_err("it is another").to_string();
+    assert!(error.contains("another device, model:other"), "{error}");
 }
 
 #[test]

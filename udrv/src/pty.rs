@@ -50,7 +50,9 @@ pub struct LineSettings {
 pub enum PtyEvent {
     /// Somebody has opened it, while nobody had; with these settings.
     Opened(LineSettings),
-    /// The last one who had it open has closed it. What nobody had read is gone.
+    /// The last one who had it open has closed it. What nobody had read is gone, and what is kept for him must go too. Without
+    /// an [`PtyEvent::Opened`] before it, it is of one who was given something and had closed it before that was told. Who opens
+    /// it before a look at it finds it closed is taken for the same one.
     Closed,
     /// Other settings hold from here on.
     Settings(LineSettings),
@@ -74,6 +76,8 @@ pub struct Pty {
     link: Option<PathBuf>,
     is_open: bool,
     wants_room: bool,
+    /// Something may have been given to one of whom [`Pty::event`] has not told.
+    was_early: bool,
     settings: LineSettings,
 }
 
@@ -108,7 +112,18 @@ impl Pty {
             epoll::add(&any, fd, EventData::new_u64(0), EventFlags::IN)?;
         }
         let settings = LineSettings::from(&termios);
-        Ok(Self { any, far, opens, look, path, link: None, is_open: false, wants_room: false, settings })
+        Ok(Self {
+            any,
+            far,
+            opens,
+            look,
+            path,
+            link: None,
+            is_open: false,
+            wants_room: false,
+            was_early: false,
+            settings,
+        })
     }
 
     /// The terminal: `/dev/pts/N`.
@@ -159,11 +174,11 @@ impl Pty {
         drain(&self.look)?;
         if !self.is_open {
             if self.ready(PollFlags::IN)?.contains(PollFlags::HUP) {
-                return Ok(None);
+                return Ok(self.was_early.then(|| self.forget()));
             }
             epoll::add(&self.any, &self.far, EventData::new_u64(0), self.wanted())?;
             self.set_timer(LOOK)?;
-            self.is_open = true;
+            (self.is_open, self.was_early) = (true, false);
             self.settings = LineSettings::from(&rustix::termios::tcgetattr(&self.far)?);
             return Ok(Some(PtyEvent::Opened(self.settings)));
         }
@@ -190,15 +205,21 @@ impl Pty {
     }
 
     fn close(&mut self) -> std::result::Result<PtyEvent, Errno> {
-        (self.is_open, self.wants_room) = (false, false);
+        self.is_open = false;
         // It would be ready, hung up, until it is opened again.
         epoll::delete(&self.any, &self.far)?;
         self.set_timer(Duration::ZERO)?;
+        Ok(self.forget())
+    }
+
+    /// Nobody has it: what was for the one who had is dropped.
+    fn forget(&mut self) -> PtyEvent {
+        (self.wants_room, self.was_early) = (false, false);
         // The next one must not read what was meant for this one; what it may have written already is left.
         if let Ok(near) = near(&self.path) {
             let _gone = rustix::termios::tcflush(&near, QueueSelector::IFlush);
         }
-        Ok(PtyEvent::Closed)
+        PtyEvent::Closed
     }
 
     /// Gives the terminal's reader as many of `bytes` as there is room for (some thousand that were not read), and says how
@@ -230,9 +251,12 @@ impl Pty {
     }
 
     /// As [`Pty::write`]; as many as there are where they are dropped.
-    fn put(&self, bytes: &[u8]) -> std::result::Result<usize, Errno> {
-        if !self.is_open && self.ready(PollFlags::IN)?.contains(PollFlags::HUP) {
-            return Ok(bytes.len());
+    fn put(&mut self, bytes: &[u8]) -> std::result::Result<usize, Errno> {
+        if !self.is_open {
+            if self.ready(PollFlags::IN)?.contains(PollFlags::HUP) {
+                return Ok(bytes.len());
+            }
+            self.was_early = true;
         }
         rustix::io::write(&self.far, bytes)
     }

@@ -157,6 +157,37 @@ fn who_has_just_opened_it_gets_what_comes_before_that_is_told() {
     assert!(read == bytes[..written]);
 }
 
+/// More than there is room for, so that something would be left wherever the kernel keeps it.
+#[test]
+fn bytes_for_one_who_was_gone_before_that_was_told_are_not_the_next_ones() {
+    let mut pty = Pty::open().unwrap();
+    let first = program(&pty);
+    let bytes = [b'x'; 100_000];
+    assert!((1..bytes.len()).contains(&pty.write(&bytes).unwrap()));
+
+    drop(first);
+    assert_eq!(wait_for_event(&mut pty), PtyEvent::Closed, "who keeps the rest of them is told");
+    assert_eq!(pty.event().unwrap(), None);
+    assert!(!pty.is_open());
+    let mut second = program(&pty);
+    assert_eq!(wait_for_event(&mut pty), PtyEvent::Opened(RAW_9600));
+    assert_eq!(pty.event().unwrap(), None, "nobody waits for room any more");
+    pty.write(b"new").unwrap();
+
+    let mut read = [0; 64];
+    let length = second.read(&mut read).unwrap();
+    assert_eq!(&read[..length], b"new");
+}
+
+#[test]
+fn who_was_given_nothing_and_is_gone_is_not_told_of() {
+    let mut pty = Pty::open().unwrap();
+    drop(program(&pty));
+    assert_eq!(pty.write(b"for nobody").unwrap(), 10);
+
+    assert_eq!(pty.event().unwrap(), None);
+}
+
 #[test]
 fn link_leads_to_the_terminal_until_it_is_dropped() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,6 +19,8 @@ use udrv_uart16550::driver::{Serial, SerialConfig, Settings, StopBits, Uart};
 
 /// How late a request to stop is noticed, at most.
 const LOOK_MS: u16 = 100;
+/// Bytes taken from the line at once.
+const PIECE: usize = 4096;
 /// How long what was written before a change of speed may take to leave.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -114,7 +116,10 @@ impl<'a> Bridge<'a> {
                 None => return Ok(()),
                 Some(PtyEvent::Data(bytes)) => self.to_send = bytes,
                 Some(PtyEvent::Opened(settings) | PtyEvent::Settings(settings)) => self.apply(settings)?,
-                Some(PtyEvent::Closed) => self.uart.set_dtr(false)?,
+                Some(PtyEvent::Closed) => {
+                    self.forget()?;
+                    self.uart.set_dtr(false)?;
+                }
                 Some(PtyEvent::Room) => {}
             }
         }
@@ -122,7 +127,7 @@ impl<'a> Bridge<'a> {
 
     /// From the line to the terminal.
     fn show(&mut self) -> DriverResult<()> {
-        let mut bytes = [0; 4096];
+        let mut bytes = [0; PIECE];
         loop {
             let shown = self.pty.write(&self.to_show)?;
             self.to_show.drain(..shown);
@@ -135,6 +140,15 @@ impl<'a> Bridge<'a> {
             }
             self.to_show.extend(bytes.iter().take(received));
         }
+    }
+
+    /// What was received for the one who has closed the terminal: the next one may have opened it already.
+    fn forget(&mut self) -> DriverResult<()> {
+        self.to_show.clear();
+        let mut bytes = [0; PIECE];
+        // What comes meanwhile is not waited for.
+        while self.uart.read(&mut bytes)? == PIECE {}
+        Ok(())
     }
 
     /// A speed that the device does not have leaves it as it was: the terminal's program cannot be told.
@@ -171,5 +185,38 @@ impl<'a> Bridge<'a> {
             counts.modem_changes
         );
         drop(writeln!(std::io::stdout(), "{line}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use udrv::host::Ended;
+
+    #[test]
+    fn what_came_for_one_who_has_closed_the_terminal_is_not_the_next_ones() {
+        let job = |uart: &Uart, context: &Context| {
+            let mut bridge = Bridge::new(Pty::open()?, uart, context);
+            let first = File::open(bridge.pty.path()).expect("opened");
+            bridge.send()?;
+            assert!(bridge.pty.is_open());
+            bridge.to_show = b"held".to_vec();
+            // The model's plug sends it back.
+            assert_eq!(uart.write(b"q")?, 1);
+            uart.wait_readable(Deadline::after(DRAIN))?;
+            drop(first);
+            bridge.send()?;
+            assert!(!bridge.pty.is_open() && bridge.to_show.is_empty());
+            assert_eq!(uart.read(&mut [0; PIECE])?, 0);
+            Ok(())
+        };
+        let config = SerialConfig { settings: Settings::default(), wake: Box::new(|| {}), job: Box::new(job) };
+        let mut host = Host::new();
+        let model = Arc::new(udrv_uart16550::model::uart16550());
+        host.start::<Serial>(model, Delivery::Thread, config).expect("started");
+        for report in host.join() {
+            assert!(matches!(report.ended, Ended::Returned), "{report:?}");
+        }
     }
 }

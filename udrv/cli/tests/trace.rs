@@ -180,13 +180,24 @@ fn export_of_a_long_recording_takes_little_memory() {
 }
 
 #[test]
-fn export_over_the_recording_itself_is_refused() {
-    let folder = Folder::recorded("export-over", "model:edu");
-    let file = folder.file("a.trace");
+fn writing_over_the_recording_itself_is_refused_by_whatever_name() {
+    let folder = Folder::recorded("over", "model:edu");
+    let [file, symbolic, hard] = ["a.trace", "symbolic.json", "hard.json"].map(|name| folder.file(name));
+    std::os::unix::fs::symlink(&file, &symbolic).expect("a symbolic link");
+    std::fs::hard_link(&file, &hard).expect("a hard link");
     let before = std::fs::read(&file).expect("read");
-    let output = udrv(&["trace", "export", &file, "--perfetto", &file]);
-    assert!(String::from_utf8_lossy(&output.stderr).contains("would be overwritten"), "{output:?}");
-    assert_eq!(std::fs::read(&file).expect("read"), before);
+    for over in [&file, &symbolic, &hard] {
+        let export = ["export", &file, "--perfetto", over];
+        let plot = ["plot", &file, "--output", over];
+        let minimise = ["minimise", &file, "--output", over, "--", "false"];
+        for command in [&export[..], &plot, &minimise] {
+            let output = udrv(&[&["trace"], command].concat());
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(!output.status.success() && said.contains("would be overwritten: name another"), "{output:?}");
+            assert!(said.contains(over.as_str()), "{said}");
+            assert_eq!(std::fs::read(&file).expect("read"), before, "{command:?}");
+        }
+    }
 }
 
 #[test]

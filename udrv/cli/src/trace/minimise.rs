@@ -30,7 +30,7 @@ pub(super) struct MinimiseArgs {
 pub(super) fn run(args: &MinimiseArgs) -> Result<()> {
     let whole = Trace::open(&args.trace)?;
     let output = args.output.clone().unwrap_or_else(|| args.trace.with_extension("min.trace"));
-    if output == args.trace {
+    if super::is_same(&args.trace, &output) {
         bail!("{} would be overwritten: name another with --output", output.display());
     }
     let candidate = Candidate(with_suffix(&output, ".candidate"));

@@ -10,6 +10,7 @@ use show::Shown;
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use udrv::debug::trace::{Description, Event, Stream, Trace, diff, perfetto, plot};
@@ -126,9 +127,7 @@ pub fn run(args: TraceArgs) -> Result<()> {
         Command::Show(args) => show::show(&args),
         Command::Diff { first, second, map } => compare(&first, &second, &map),
         Command::Export { trace, perfetto: to, map } => {
-            if let (Ok(from), Ok(over)) = (trace.canonicalize(), to.canonicalize())
-                && from == over
-            {
+            if is_same(&trace, &to) {
                 bail!("{} would be overwritten: name another with --perfetto", to.display());
             }
             let mut trace = Stream::open(&trace)?;
@@ -144,10 +143,19 @@ pub fn run(args: TraceArgs) -> Result<()> {
         }
         Command::Plot { trace, output } => {
             let to = output.unwrap_or_else(|| trace.with_extension("svg"));
+            if is_same(&trace, &to) {
+                bail!("{} would be overwritten: name another with --output", to.display());
+            }
             write(&to, &plot(&Trace::open(&trace)?))
         }
         Command::Minimise(args) => minimise::run(&args),
     }
+}
+
+/// Whether both names are of one file, by whatever links.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let [one, other] = [one, other].map(|path| path.metadata().map(|file| (file.dev(), file.ino())));
+    matches!((one, other), (Ok(one), Ok(other)) if one == other)
 }
 
 fn write(to: &Path, text: &str) -> Result<()> {

@@ -206,6 +206,14 @@ impl<'a> Bridge<'a> {
         }
     }
 
+    /// What came for the one who has closed the terminal: the next one may have opened it already.
+    fn forget(&mut self) -> Result<()> {
+        self.held.clear();
+        // What comes meanwhile is not waited for.
+        while self.port.read(PIECE)?.len() == PIECE {}
+        Ok(())
+    }
+
     fn take_from_terminal(&mut self) -> Result<()> {
         if let Some((settings, deadline)) = self.settings.take() {
             if !self.port.is_sent() && deadline.remaining().is_some() {
@@ -223,7 +231,7 @@ impl<'a> Bridge<'a> {
                     self.port.set_outputs(true, true).or_else(unsupported)?;
                 }
                 Some(PtyEvent::Closed) => {
-                    self.held.clear();
+                    self.forget()?;
                     self.port.set_outputs(false, false).or_else(unsupported)?;
                 }
                 Some(PtyEvent::Settings(settings)) => self.settings = Some((settings, Deadline::after(DRAIN))),

@@ -14,9 +14,9 @@ pub struct Progress {
 }
 
 /// The shortest list of events found for which `fails` still says so, which it must of all of them: first the end is cut
-/// off, then ever smaller pieces are left out (after Zeller and Hildebrandt's ddmin), until none of one event can be.
+/// off, but for the ends of what is still running there, then ever smaller pieces are left out (after Zeller and Hildebrandt's ddmin), until none of one event can be.
 /// Names of threads and files stay, and what began and ended on a thread goes with both its ends: without the end all that follows
-/// would be taken for a part of it. `fails` may be wrong now and then; what is returned did fail.
+/// would be taken for a part of it. (An end is missing where the recording has none, or where `fails` wants none.) `fails` may be wrong now and then; what is returned did fail.
 ///
 /// # Errors
 /// What `fails` gave.
@@ -98,13 +98,19 @@ fn cut<E>(events: &[Event], attempt: &mut impl FnMut(&[Event]) -> Result<bool, E
             _ => passes = middle,
         }
     }
-    Ok(events.get(..fails).unwrap_or(events).to_vec())
+    let (beginning, rest) = events.split_at_checked(fails).unwrap_or((events, &[]));
+    let ends = ends(events);
+    let began = |at: usize| ends.get(&at).is_some_and(|begin| *begin < fails);
+    // In the order in which they ended, and so the innermost first.
+    let missing = (fails..).zip(rest).filter(|(at, _)| began(*at)).map(|(_, event)| event);
+    let ended: Vec<_> = beginning.iter().chain(missing).cloned().collect();
+    Ok(if ended.len() > fails && attempt(&ended)? { ended } else { beginning.to_vec() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trace::{Actor, Actors};
+    use crate::trace::{Actor, Actors, Place};
     use std::convert::Infallible;
     use std::time::Duration;
     use udrv_backend::IrqIndex;
@@ -164,5 +170,49 @@ mod tests {
         assert_eq!(numbers(&shortest), [20, 21, 25, 39], "the end is as needed as the beginning");
         let mut actors = Actors::default();
         assert_eq!(shortest.iter().map(|event| actors.of(event)).last(), Some(Actor::Thread(1)));
+    }
+
+    /// A recording in which 20 fails: in a section of a handler of thread 1, while another runs on thread 2.
+    fn failing_in_a_handler() -> Vec<Event> {
+        let (index, vector, domain) = (IrqIndex::MSI, 0, 0);
+        let mut events: Vec<_> = (0..40).map(event).collect();
+        for (begin, end, thread) in [(3, 6, 1), (15, 30, 1), (16, 25, 2), (32, 35, 1)] {
+            events[begin].what = What::HandlerBegin { index, vector };
+            events[end].what = What::HandlerEnd { index, vector, handled: true };
+            (events[begin].thread, events[end].thread) = (thread, thread);
+        }
+        events[17].what = What::SectionBegin { domain, at: Place { file: 0, line: 1 } };
+        events[28].what = What::SectionEnd { domain };
+        events
+    }
+
+    #[test]
+    fn handler_that_was_running_at_the_failure_ends_behind_it() {
+        let fails = |candidate: &[Event]| {
+            let numbers = numbers(candidate);
+            // A run after the failure comes back with neither end.
+            assert!(!numbers.contains(&35) || numbers.contains(&32), "{numbers:?}");
+            assert!(!numbers.contains(&32) || numbers.contains(&31), "{numbers:?}");
+            Ok::<_, Infallible>([15, 17, 20].iter().all(|number| numbers.contains(number)))
+        };
+        let Ok(shortest) = minimise(&failing_in_a_handler(), fails, |_| {});
+        assert_eq!(numbers(&shortest), [15, 17, 20, 28, 30], "what ran on the other thread is needed by neither end");
+    }
+
+    #[test]
+    fn handler_has_no_end_where_it_only_fails_without_or_the_recording_has_none() {
+        let whole = failing_in_a_handler();
+        let fails = |candidate: &[Event]| {
+            let numbers = numbers(candidate);
+            Ok::<_, Infallible>(
+                numbers.contains(&15) && numbers.contains(&20) && (!numbers.contains(&30) || numbers.contains(&39)),
+            )
+        };
+        let Ok(shortest) = minimise(&whole, fails, |_| {});
+        assert_eq!(numbers(&shortest), [15, 20]);
+        let needs_begin =
+            |candidate: &[Event]| Ok::<_, Infallible>([15, 20].iter().all(|of| numbers(candidate).contains(of)));
+        let Ok(shortest) = minimise(&whole[..26], needs_begin, |_| {});
+        assert_eq!(numbers(&shortest), [15, 20]);
     }
 }

@@ -162,6 +162,11 @@ impl Pieces {
         Ok(Ok((device, Self { header, number: 0, unwritten: 0 })))
     }
 
+    /// Not to look at more places for events than so many.
+    pub(super) fn stop_after(&mut self, places: u64) {
+        self.header.claimed = self.header.claimed.min(places);
+    }
+
     /// The next event, with its time as the file has it; `None` after the last.
     pub(super) fn next(&mut self, file: &mut impl Read) -> io::Result<std::result::Result<Option<Event>, Wrong>> {
         while self.number < self.header.claimed.min(MOST_EVENTS) && self.unwritten < LONGEST_GAP {
