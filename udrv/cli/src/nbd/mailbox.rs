@@ -135,9 +135,10 @@ impl<'a> Mailbox<'a> {
         self.changed.notify_all();
     }
 
-    /// Nothing more is taken in.
-    pub fn close(&self) {
-        self.state().is_closed = true;
+    /// Nothing more is taken in. Whether that is new.
+    pub fn close(&self) -> bool {
+        let was_closed = std::mem::replace(&mut self.state().is_closed, true);
         self.changed.notify_all();
+        !was_closed
     }
 }

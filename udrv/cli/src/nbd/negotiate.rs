@@ -8,7 +8,7 @@ use udrv_backend::Result;
 const MOST_OPTIONS: u32 = 64;
 
 /// Whether the client goes on to requests; not if it has what it wanted.
-pub fn negotiate(peer: &mut Peer, geometry: &Geometry) -> Result<bool> {
+pub fn negotiate(peer: &mut Peer<'_>, geometry: &Geometry) -> Result<bool> {
     let ours = handshake::FIXED_NEWSTYLE | handshake::NO_ZEROES;
     let greeting = [&wire::NBD_MAGIC.to_be_bytes()[..], &wire::OPTION_MAGIC.to_be_bytes(), &ours.to_be_bytes()];
     peer.send(&greeting.concat(), &[])?;
@@ -36,7 +36,7 @@ pub fn negotiate(peer: &mut Peer, geometry: &Geometry) -> Result<bool> {
 }
 
 /// Whether the client goes on to requests, once that is decided.
-fn answer(peer: &mut Peer, geometry: &Geometry, no_zeroes: bool, kind: u32, data: &[u8]) -> Result<Option<bool>> {
+fn answer(peer: &mut Peer<'_>, geometry: &Geometry, no_zeroes: bool, kind: u32, data: &[u8]) -> Result<Option<bool>> {
     let mut send = |answer: u32, data: &[u8]| peer.send(&wire::option_reply(kind, answer, data), &[]);
     match kind {
         option::EXPORT_NAME if data.is_empty() => {

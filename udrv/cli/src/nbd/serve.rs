@@ -93,9 +93,9 @@ impl<D: Disk> Server<D> {
     }
 
     fn connection(&self, stream: UnixStream, mut disk: D, ends: &(dyn Fn() -> bool + Sync)) {
-        let mut peer = Peer::new(stream, self.patience);
+        let mut peer = Peer::new(stream, self.patience, ends);
         let served = negotiate(&mut peer, &self.geometry)
-            .and_then(|goes_on| if goes_on { self.requests(&mut peer, &mut disk, ends) } else { Ok(()) });
+            .and_then(|goes_on| if goes_on { self.requests(&mut peer, &mut disk) } else { Ok(()) });
         if let Err(error) = served {
             tracing::warn!(%error, "an NBD connection ended");
         }
@@ -103,38 +103,34 @@ impl<D: Disk> Server<D> {
     }
 
     /// Takes requests in on a thread of its own, and answers them on this one, until there are no more.
-    fn requests(&self, peer: &mut Peer, disk: &mut D, ends: &(dyn Fn() -> bool + Sync)) -> Result<()> {
+    fn requests(&self, peer: &mut Peer<'_>, disk: &mut D) -> Result<()> {
         let (mailbox, wake) = (Mailbox::new(&self.budget), disk.waker());
         let mut replies = peer.another()?;
         std::thread::scope(|scope| {
             let take_in = || {
-                let taken = self.take_in(peer, &mailbox, &wake, ends);
-                mailbox.close();
+                let taken = self.take_in(peer, &mailbox, &wake);
+                let is_first = mailbox.close();
+                if taken.is_err() {
+                    // What was set aside for the rest of a request is free once the replies before it are out of the way.
+                    peer.leave();
+                }
                 wake();
-                taken
+                // The end of a client that was left while it was answered is no news.
+                if is_first { taken } else { Ok(()) }
             };
             let taking = std::thread::Builder::new().name("nbd-requests".into()).spawn_scoped(scope, take_in);
             let taking = taking.map_err(|error| Error::os("starting a thread for an NBD client", error))?;
             let answered = self.answer(&mut replies, disk, &mailbox);
-            if answered.is_err() {
-                mailbox.close();
-                replies.leave();
-            }
             let panicked = |_| Err(wrong("a request that ended its thread", "an answer"));
-            answered.and(taking.join().unwrap_or_else(panicked))
+            // That there are no more requests comes first: a client that was left for it takes no replies either.
+            taking.join().unwrap_or_else(panicked).and(answered)
         })
     }
 
-    /// Until the client has no more requests, or breaks the protocol, or `ends` says so.
-    fn take_in(
-        &self,
-        peer: &mut Peer,
-        mailbox: &Mailbox<'_>,
-        wake: &(dyn Fn() + Send + Sync),
-        ends: &(dyn Fn() -> bool + Sync),
-    ) -> Result<()> {
+    /// Until the client has no more requests, or breaks the protocol, or the server is to end.
+    fn take_in(&self, peer: &mut Peer<'_>, mailbox: &Mailbox<'_>, wake: &(dyn Fn() + Send + Sync)) -> Result<()> {
         let mut head = [0; wire::REQUEST_SIZE];
-        while peer.begin(&mut head, ends)? {
+        while peer.begin(&mut head)? {
             let Some(request) = Request::decode(head) else {
                 return Err(wrong("no request", "its magic number"));
             };
@@ -144,7 +140,7 @@ impl<D: Disk> Server<D> {
             if request.payload > wire::MAX_DATA {
                 return Err(wrong(format!("a write of {} bytes", request.payload), "32 MiB at most"));
             }
-            if !mailbox.has_room_for(&request, ends) {
+            if !mailbox.has_room_for(&request, || peer.ends()) {
                 return Ok(());
             }
             let mut data = vec![0; request.payload as usize];
@@ -161,7 +157,7 @@ impl<D: Disk> Server<D> {
     }
 
     /// Hands requests to the disk, and answers each when it has ended: all that were taken in, whatever happens.
-    fn answer(&self, peer: &mut Peer, disk: &mut D, mailbox: &Mailbox<'_>) -> Result<()> {
+    fn answer(&self, peer: &mut Peer<'_>, disk: &mut D, mailbox: &Mailbox<'_>) -> Result<()> {
         let mut sent = Ok(());
         let mut under_way = 0usize;
         let mut reply = |Ended { request, error, data }: Ended| {
@@ -171,6 +167,7 @@ impl<D: Disk> Server<D> {
                 sent = peer.send(&wire::reply_head(request.cookie, error), if is_read { &data } else { &[] });
                 if sent.is_err() {
                     mailbox.close();
+                    peer.leave();
                 }
             }
             // Before another request may take as much.

@@ -203,10 +203,20 @@ impl Client {
         self.error()
     }
 
+    /// What comes until the server has closed the connection; an error if it does not.
+    fn rest(&mut self) -> std::io::Result<Vec<u8>> {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            // It had not read all that was sent to it.
+            Err(error) if error.kind() != std::io::ErrorKind::ConnectionReset => Err(error),
+            _ => Ok(rest),
+        }
+    }
+
     /// The server has closed the connection.
     fn is_left(&mut self) -> bool {
         // What it had sent before may come first.
-        std::io::copy(&mut self.0, &mut std::io::sink()).is_ok_and(|_| true)
+        self.rest().is_ok()
     }
 }
 

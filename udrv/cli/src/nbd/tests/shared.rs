@@ -1,7 +1,10 @@
 //! What the connections of a server share: memory for requests under way, 64 MiB for all, and half of it for one at most.
 
 use super::{Client, Geometry, Rig};
+use std::io::{ErrorKind, Read as _};
+use std::net::Shutdown;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
 use std::time::Duration;
 use udrv::clock::Deadline;
 
@@ -31,6 +34,24 @@ fn take_data(client: &mut Client, length: u32) {
     assert_eq!(error, 0);
     let took = std::io::copy(&mut std::io::Read::take(&mut client.0, length.into()), &mut std::io::sink());
     assert_eq!(took.expect("its data"), u64::from(length));
+}
+
+/// Takes 64 KiB five times a second, which nobody who waits for one piece finds long; how much it was until the server left,
+/// or was not gone soon.
+fn trickle(client: &mut Client) -> u64 {
+    let (mut taken, deadline) = (0, Deadline::after(SOON));
+    let (_nobody, pace) = mpsc::channel::<()>();
+    let mut piece = vec![0; 64 << 10];
+    while deadline.remaining().is_some() {
+        match client.0.read(&mut piece) {
+            Ok(0) => break,
+            Ok(count) => taken += count as u64,
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => break,
+            Err(error) => panic!("{error}"),
+        }
+        let _ = pace.recv_timeout(Duration::from_millis(200));
+    }
+    taken
 }
 
 #[test]
@@ -100,11 +121,132 @@ fn server_that_is_to_stop_waits_for_nobody_who_waits_for_memory() {
     rig.stop.store(true, Ordering::SeqCst);
     // The one without memory has nothing under way, and sees its end although the others' requests are held.
     let is_left = |client: &Client| {
-        client.0.set_read_timeout(Some(Duration::from_secs(2))).expect("a deadline");
-        std::io::Read::read(&mut &client.0, &mut [0]).is_ok_and(|count| count == 0)
+        client.0.set_nonblocking(true).expect("a look");
+        (&client.0).read(&mut [0]).is_ok_and(|count| count == 0)
     };
-    assert_eq!(clients.iter().filter(|client| is_left(client)).count(), 1);
+    // The disk holds the others for longer.
+    let one_is = || Ok(clients.iter().filter(|client| is_left(client)).count() == 1);
+    Deadline::after(SOON / 2).poll("the end of the one without memory", one_is).expect("left");
     rig.memory.holds.store(0, Ordering::SeqCst);
     drop(clients);
     rig.end().expect("ended");
+}
+
+#[test]
+fn one_deadline_is_for_a_whole_reply_of_which_a_little_is_taken_now_and_then() {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let rig = rig("trickles", 3, PATIENCE);
+    let [mut one, mut two, mut other] = [(); 3].map(|()| rig.client());
+    rig.memory.holds.store(usize::MAX, Ordering::SeqCst);
+    [&mut one, &mut two].into_iter().for_each(|client| ask_for(client, 1, LONG));
+    // All the memory there is.
+    rig.until_under_way(2 * LONG);
+    let patience = Deadline::after(PATIENCE);
+    rig.memory.holds.store(0, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let slow = [&mut one, &mut two].map(|client| scope.spawn(|| trickle(client)));
+        ask_for(&mut other, 1, LONG);
+        take_data(&mut other, LONG);
+        assert_eq!(patience.remaining(), None, "there was memory for another");
+        for taken in slow.map(|client| client.join().expect("no panic")) {
+            assert!(taken < LONG.into(), "all of it was sent");
+        }
+    });
+}
+
+/// The replies themselves are taken, each in good time.
+#[test]
+fn data_that_does_not_come_holds_no_memory_until_all_replies_before_it_are_taken() {
+    const EACH: u32 = 512 << 10;
+    let rig = rig("no-data", 3, Duration::from_secs(3));
+    let [mut one, mut two, mut other] = [(); 3].map(|()| rig.client());
+    rig.memory.holds.store(usize::MAX, Ordering::SeqCst);
+    for client in [&mut one, &mut two] {
+        ask_for(client, 16, EACH);
+        client.request(0, 1, 0, LONG - 16 * EACH, &[0; 512]);
+    }
+    rig.until_under_way(2 * 16 * EACH);
+    rig.memory.holds.store(0, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        let slow = [&mut one, &mut two].map(|client| scope.spawn(|| trickle(client)));
+        // The first may have come before the writes.
+        ask_for(&mut other, 2, LONG);
+        (0..2).for_each(|_| take_data(&mut other, LONG));
+        for taken in slow.map(|client| client.join().expect("no panic")) {
+            assert!(taken < u64::from(16 * EACH), "all of it was sent");
+        }
+    });
+}
+
+#[test]
+fn client_that_ends_within_its_data_is_left_whatever_replies_it_has_not_taken() {
+    let rig = rig("half", 3, Duration::from_secs(60));
+    let [mut one, mut two, mut other] = [(); 3].map(|()| rig.client());
+    for client in [&mut one, &mut two] {
+        ask_for(client, 1, 8 * MIB);
+        client.request(0, 1, 0, 24 * MIB, &[0; 512]);
+        client.0.shutdown(Shutdown::Write).expect("no more");
+    }
+    // The first may have come before the writes.
+    ask_for(&mut other, 2, LONG);
+    (0..2).for_each(|_| take_data(&mut other, LONG));
+    assert!(one.rest().expect("an end").len() < 8 << 20);
+}
+
+#[test]
+fn client_that_has_no_more_requests_has_its_replies_all_the_same() {
+    let rig = rig("orderly", 2, SOON);
+    for disconnects in [false, true] {
+        rig.memory.holds.store(usize::MAX, Ordering::SeqCst);
+        let mut client = rig.client();
+        ask_for(&mut client, 8, MIB);
+        rig.until_under_way(8 * MIB);
+        if disconnects {
+            client.request(0, 2, 0, 0, &[]);
+        } else {
+            client.0.shutdown(Shutdown::Write).expect("no more");
+        }
+        rig.memory.holds.store(0, Ordering::SeqCst);
+        (0..8).for_each(|_| take_data(&mut client, MIB));
+        assert!(client.rest().expect("an end").is_empty());
+    }
+}
+
+#[test]
+fn server_that_is_to_stop_waits_for_clients_no_longer_than_its_grace() {
+    let rig = rig("grace", 6, Duration::from_secs(60));
+    let _negotiates = rig.connect();
+    let [mut trickles, mut takes_nothing, mut sends_half, mut asks_much] = [(); 4].map(|()| rig.client());
+    let mut begins = rig.client();
+    ask_for(&mut trickles, 1, 16 * MIB);
+    ask_for(&mut takes_nothing, 8, MIB);
+    sends_half.request(0, 1, 0, MIB, &[0; 512]);
+    // All that are taken in of one client, and more.
+    ask_for(&mut asks_much, 140, 64 << 10);
+    std::io::Write::write_all(&mut begins.0, &0x2560_9513u32.to_be_bytes()).expect("sent");
+    for client in [&mut trickles, &mut takes_nothing, &mut asks_much] {
+        assert_eq!(client.answer().0, 0, "it is being answered");
+    }
+    let deadline = Deadline::after(SOON);
+    std::thread::scope(|scope| {
+        scope.spawn(|| trickle(&mut trickles));
+        rig.end().expect("ended");
+        assert!(deadline.remaining().is_some(), "it waited for a client");
+    });
+}
+
+#[test]
+fn server_that_is_to_stop_answers_first_who_takes_its_replies() {
+    let rig = rig("answers", 1, SOON);
+    rig.memory.holds.store(usize::MAX, Ordering::SeqCst);
+    let mut client = rig.client();
+    ask_for(&mut client, 4, MIB);
+    rig.until_under_way(4 * MIB);
+    rig.stop.store(true, Ordering::SeqCst);
+    rig.memory.holds.store(0, Ordering::SeqCst);
+    // Not at once: it has to be waited for.
+    let (_nobody, pause) = mpsc::channel::<()>();
+    let _ = pause.recv_timeout(Duration::from_millis(100));
+    (0..4).for_each(|_| take_data(&mut client, MIB));
+    assert!(client.rest().expect("an end").is_empty());
 }
