@@ -126,6 +126,38 @@ fn threaded_half_of_another_domain_that_waits_for_the_handler_is_dropped_in_it()
     }
 }
 
+#[test]
+fn threaded_half_that_is_woken_while_it_is_dropped_in_a_handler_it_waits_for_is_not_waited_for() {
+    for delivery in DELIVERIES {
+        let [one, other] = [(); 2].map(|()| IrqDomain::new(delivery).expect("a domain"));
+        let (begun, go, mut work) = work_with_a_section(&one);
+        let ((tell, is_inside), (leave, may_leave)) = (mpsc::channel(), mpsc::channel::<()>());
+        let wake = move |_| {
+            _ = tell.send(());
+            _ = may_leave.recv_timeout(PATIENCE);
+            IrqReturn::WakeThread
+        };
+        let (device, options) = (Lines::new().backend(), IrqOptions::default());
+        let irq = other.register_threaded(&device, IrqIndex::MSI, 0, options, wake, move |_| work());
+        let irq = irq.expect("registered");
+        let (raiser, delivered) = (irq.raiser(), other.clone());
+        let runner = std::thread::spawn(move || {
+            raiser.raise();
+            delivered.deliver();
+        });
+        is_inside.recv_timeout(PATIENCE).expect("its handler runs");
+        let doomed = Arc::new(Mutex::new(Some(irq)));
+        let dropping = dropping(&one, &doomed);
+        let dropper = std::thread::spawn(move || dropping.pend());
+        until("the handler", || doomed.try_lock().is_ok_and(|it| it.is_none()));
+        leave.send(()).expect("told");
+        begun.recv_timeout(PATIENCE).expect("its half runs");
+        go.send(()).expect("told");
+        until("both", || dropper.is_finished() && runner.is_finished());
+        dropper.join().and(runner.join()).expect("no panic");
+    }
+}
+
 /// Takes a lock when it is dropped.
 struct LocksOnDrop(Arc<IrqLock<()>>);
 

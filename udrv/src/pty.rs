@@ -254,6 +254,11 @@ impl Pty {
     fn put(&mut self, bytes: &[u8]) -> std::result::Result<usize, Errno> {
         if !self.is_open {
             if self.ready(PollFlags::IN)?.contains(PollFlags::HUP) {
+                if self.was_early {
+                    // Whoever opens it next must not read what the one had who has closed it; that it was, is still to be told.
+                    self.forget();
+                    self.was_early = true;
+                }
                 return Ok(bytes.len());
             }
             self.was_early = true;

@@ -189,6 +189,23 @@ fn who_was_given_nothing_and_is_gone_is_not_told_of() {
 }
 
 #[test]
+fn bytes_for_one_whom_a_write_found_gone_are_not_the_next_ones() {
+    let mut pty = Pty::open().unwrap();
+    let first = program(&pty);
+    pty.write(b"for the first one").unwrap();
+    drop(first);
+    assert_eq!(pty.write(b"for nobody").unwrap(), 10);
+
+    let mut second = program(&pty);
+    assert!(matches!(wait_for_event(&mut pty), PtyEvent::Opened(_)));
+    pty.write(b"new").unwrap();
+
+    let mut read = [0; 64];
+    let length = second.read(&mut read).unwrap();
+    assert_eq!(&read[..length], b"new");
+}
+
+#[test]
 fn link_leads_to_the_terminal_until_it_is_dropped() {
     let folder = tempfile::tempdir().unwrap();
     let link = folder.path().join("serial");

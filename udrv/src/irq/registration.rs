@@ -208,6 +208,13 @@ impl Registration {
         in_half || in_handler() || (self.source.is_active() && self.shared().gate.is_holder(super::number::me()))
     }
 
+    /// Waits for the line's handlers, which is disabled. False if that would wait for this thread, be it since a handler of the line
+    /// has just woken its threaded half.
+    fn wait_for_handlers(&self) -> bool {
+        self.shared().gate.wait_until_not(|| self.source.is_active() && !self.must_not_wait());
+        !self.must_not_wait()
+    }
+
     /// Keeps the line's handlers from running until [`Registration::enable`]; nests. What arrives meanwhile is kept.
     /// Waits for handlers that are running, threaded halves included.
     ///
@@ -217,14 +224,16 @@ impl Registration {
     #[track_caller]
     pub fn disable(&self) -> Result<()> {
         super::might_sleep();
-        if self.must_not_wait() {
+        self.source.mark.disable();
+        if !self.wait_for_handlers() {
+            if self.source.mark.enable() {
+                self.shared().mark(self.source.rank());
+            }
             return Err(Error::NotSupported {
                 what: "disable() from the interrupt's own handler, or in a handler while its threaded half runs",
                 by: "an interrupt domain: use disable_nosync()".into(),
             });
         }
-        self.source.mark.disable();
-        self.shared().gate.wait_until_not(|| self.source.is_active());
         Ok(())
     }
 
@@ -306,7 +315,7 @@ impl Registration {
     /// Gives the vector back, as dropping does, with the error instead of a log line.
     ///
     /// # Errors
-    /// [`Error::NotSupported`] from the handler itself; what disarming gave.
+    /// As [`Registration::disable`], and it is given back all the same; what disarming gave.
     #[track_caller]
     pub fn close(mut self) -> Result<()> {
         super::might_sleep();
@@ -318,11 +327,8 @@ impl Registration {
             return Ok(());
         }
         let shared = Arc::clone(self.shared());
-        let inside = self.must_not_wait();
         self.source.mark.disable();
-        if !inside {
-            shared.gate.wait_until_not(|| self.source.is_active());
-        }
+        let inside = !self.wait_for_handlers();
         let alone = shared.inlet.alone();
         let (mine, is_last) = self.source.remove(self.id);
         let mut disarmed = Ok(());
