@@ -32,6 +32,15 @@ fn wait_for_event(pty: &mut Pty) -> PtyEvent {
     }
 }
 
+/// What was meant for another program before does not come.
+#[track_caller]
+fn assert_reads_only_what_is_new(pty: &mut Pty, program: &mut File) {
+    pty.write(b"new").unwrap();
+    let mut read = [0; 64];
+    let length = program.read(&mut read).unwrap();
+    assert_eq!(&read[..length], b"new");
+}
+
 #[test]
 fn open_gives_a_terminal_that_nobody_has() {
     let mut pty = Pty::open().unwrap();
@@ -70,11 +79,7 @@ fn closed_and_opened_again_is_told_and_old_bytes_are_gone() {
     assert_eq!(pty.write(b"for nobody").unwrap(), 10);
     let mut second = program(&pty);
     assert!(matches!(wait_for_event(&mut pty), PtyEvent::Opened(_)));
-    pty.write(b"new").unwrap();
-
-    let mut read = [0; 64];
-    let length = second.read(&mut read).unwrap();
-    assert_eq!(&read[..length], b"new");
+    assert_reads_only_what_is_new(&mut pty, &mut second);
 }
 
 #[test]
@@ -172,11 +177,7 @@ fn bytes_for_one_who_was_gone_before_that_was_told_are_not_the_next_ones() {
     let mut second = program(&pty);
     assert_eq!(wait_for_event(&mut pty), PtyEvent::Opened(RAW_9600));
     assert_eq!(pty.event().unwrap(), None, "nobody waits for room any more");
-    pty.write(b"new").unwrap();
-
-    let mut read = [0; 64];
-    let length = second.read(&mut read).unwrap();
-    assert_eq!(&read[..length], b"new");
+    assert_reads_only_what_is_new(&mut pty, &mut second);
 }
 
 #[test]
@@ -198,11 +199,7 @@ fn bytes_for_one_whom_a_write_found_gone_are_not_the_next_ones() {
 
     let mut second = program(&pty);
     assert!(matches!(wait_for_event(&mut pty), PtyEvent::Opened(_)));
-    pty.write(b"new").unwrap();
-
-    let mut read = [0; 64];
-    let length = second.read(&mut read).unwrap();
-    assert_eq!(&read[..length], b"new");
+    assert_reads_only_what_is_new(&mut pty, &mut second);
 }
 
 #[test]
